@@ -164,7 +164,17 @@ mod tests {
     fn an_lsn_reads_as_postgres_writes_it() {
         assert_eq!("16/B374D848".parse(), Ok(Lsn(0x16_B374_D848)));
         assert_eq!(Lsn(0x16_B374_D848).to_string(), "16/B374D848");
-        for bad in ["", "/", "1/", "/1", "1/123456789", "1/G", "+1/2", "1/-2", "1 /2"] {
+        for bad in [
+            "",
+            "/",
+            "1/",
+            "/1",
+            "1/123456789",
+            "1/G",
+            "+1/2",
+            "1/-2",
+            "1 /2",
+        ] {
             assert!(bad.parse::<Lsn>().is_err(), "{bad}");
         }
     }

@@ -1,17 +1,314 @@
-//! (being written)
-use chrono::{DateTime, Utc};
+//! From what a caller asks to what a restore reads.
+//!
+//! [`interpret`] is the one rule for times (DESIGN §3.6); [`choose`] picks the backup and the WAL
+//! (RELIABILITY §5.4.1, §5.5) or refuses with the bounds. Which record recovery stops at is resolved
+//! later, by the agent, from the stamps in the WAL itself.
+
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::BackupId;
+use crate::backup::CompleteBackup;
+use crate::catalogue::Catalogue;
+use crate::instant::{TOLERANCE, names};
+use crate::refusal::Refusal;
+use crate::retention::RetentionWindow;
+use crate::wal::{TimelineStart, WalObject};
+use crate::{BackupId, Timeline};
 
 /// What the caller of a restore asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestoreTarget {
-    /// Everything that is durable.
+    /// Everything that is durable (FLX-060, FLX-061).
     Latest,
-    /// The state at this instant: the longest WAL prefix without a later commit.
+    /// The state at this instant: the longest WAL prefix without a later commit (FLX-062).
     At(DateTime<Utc>),
-    /// This backup and nothing after its end (fast restore).
+    /// This backup and nothing after its end: a fast restore (FLX-064, FLX-065).
     Backup(BackupId),
+}
+
+/// The restorable window as callers see it (XC-006).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    pub earliest: DateTime<Utc>,
+    pub latest: DateTime<Utc>,
+}
+
+/// `max(first backup, window start)` to the last restorable instant (contract, fact 6; FLX-039).
+///
+/// `window_end` is now, or when the server was stopped or dropped. `None` before the first backup.
+#[must_use]
+pub fn bounds(
+    catalogue: &Catalogue,
+    retention: RetentionWindow,
+    window_end: DateTime<Utc>,
+) -> Option<Bounds> {
+    let first = catalogue.first_restorable()?;
+    let latest = catalogue.latest_restorable()?;
+    let earliest = first.max(retention.start(window_end));
+    // An unmodified or silent server can have its last instant before the window: then that
+    // instant is all there is, and it is kept (DESIGN §3.10).
+    Some(Bounds {
+        earliest: earliest.min(latest),
+        latest,
+    })
+}
+
+/// Turns the caller's instant into a target (DESIGN §3.6). `now` is the database's clock.
+///
+/// # Errors
+/// [`Refusal::NoBackupYet`]; [`Refusal::RestoreTimeOutOfRange`] with both bounds.
+pub fn interpret(
+    asked: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    bounds: Option<Bounds>,
+    catalogue: &Catalogue,
+) -> Result<RestoreTarget, Refusal> {
+    let bounds = bounds.ok_or_else(|| Refusal::NoBackupYet {
+        server: catalogue.server_name.clone(),
+    })?;
+    let Some(asked) = asked else {
+        return Ok(RestoreTarget::Latest);
+    };
+    let out_of_range = || Refusal::RestoreTimeOutOfRange {
+        asked: Some(asked),
+        earliest: Some(bounds.earliest),
+        latest: Some(bounds.latest),
+    };
+    if asked > now + TOLERANCE {
+        return Err(out_of_range());
+    }
+    if asked > bounds.latest {
+        // Nobody's clock is the database's: just after the latest instant the latest is meant.
+        return if (asked - now).abs() <= TOLERANCE {
+            Ok(RestoreTarget::Latest)
+        } else {
+            Err(out_of_range())
+        };
+    }
+    if asked < bounds.earliest - TimeDelta::seconds(1) {
+        return Err(out_of_range());
+    }
+    // Clients that cut digits name a backup by an instant up to a second before its completion.
+    let newest_named = catalogue
+        .backups
+        .iter()
+        .filter(|backup| {
+            backup.completed_time >= bounds.earliest && names(asked, backup.completed_time)
+        })
+        .max_by_key(|backup| backup.completed_time);
+    if let Some(backup) = newest_named {
+        return Ok(RestoreTarget::Backup(backup.id));
+    }
+    let at = asked.max(bounds.earliest);
+    match catalogue
+        .backups
+        .iter()
+        .find(|backup| backup.completed_time == at)
+    {
+        Some(backup) => Ok(RestoreTarget::Backup(backup.id)),
+        None => Ok(RestoreTarget::At(at)),
+    }
+}
+
+/// What a restore reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    pub target: RestoreTarget,
+    pub backup: CompleteBackup,
+    /// The timeline that the target lies on.
+    pub timeline: Timeline,
+    /// Ancestors first, ending with `timeline`.
+    pub lineage: Vec<TimelineStart>,
+    /// From the segment in which the backup starts, without a gap, to the object that shows where
+    /// the target lies.
+    pub wal: Vec<WalObject>,
+}
+
+impl Chosen {
+    /// Bytes of WAL that recovery reads at most.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal
+            .iter()
+            .map(|object| object.end.bytes_since(object.start))
+            .sum()
+    }
+}
+
+/// Chooses the newest backup from which the target can be reached, and the WAL on the way
+/// (FLX-055, FLX-056).
+///
+/// # Errors
+/// [`Refusal::NoBackupYet`], [`Refusal::RestoreTimeOutOfRange`], [`Refusal::WalGap`] when WAL on the
+/// way is lost, [`Refusal::ClockAnomaly`] when the instant names two states.
+pub fn choose(catalogue: &Catalogue, target: RestoreTarget) -> Result<Chosen, Refusal> {
+    match target {
+        RestoreTarget::Backup(id) => fast(catalogue, id),
+        RestoreTarget::Latest => latest(catalogue),
+        RestoreTarget::At(at) => custom(catalogue, at),
+    }
+}
+
+fn no_backup(catalogue: &Catalogue) -> Refusal {
+    Refusal::NoBackupYet {
+        server: catalogue.server_name.clone(),
+    }
+}
+
+fn gap(catalogue: &Catalogue, asked: DateTime<Utc>, before: DateTime<Utc>) -> Refusal {
+    Refusal::WalGap {
+        server: catalogue.server_name.clone(),
+        asked,
+        before,
+    }
+}
+
+fn fast(catalogue: &Catalogue, id: BackupId) -> Result<Chosen, Refusal> {
+    let backup = catalogue.backup(id).ok_or_else(|| no_backup(catalogue))?;
+    let lineage = catalogue.lineage(backup.timeline);
+    let coverage = catalogue.coverage_of(&lineage, backup);
+    if coverage.reached < backup.stop {
+        return Err(gap(catalogue, backup.completed_time, backup.completed_time));
+    }
+    let wal = coverage
+        .objects
+        .into_iter()
+        .take_while(|object| object.start < backup.stop)
+        .cloned()
+        .collect();
+    Ok(Chosen {
+        target: RestoreTarget::Backup(id),
+        backup: backup.clone(),
+        timeline: backup.timeline,
+        lineage,
+        wal,
+    })
+}
+
+fn latest(catalogue: &Catalogue) -> Result<Chosen, Refusal> {
+    let lineage = catalogue.lineage(catalogue.head);
+    let mut refusal = no_backup(catalogue);
+    for backup in catalogue.backups_on(&lineage) {
+        let coverage = catalogue.coverage_of(&lineage, backup);
+        if coverage.reached < backup.stop {
+            refusal = gap(catalogue, backup.completed_time, backup.completed_time);
+            continue;
+        }
+        return Ok(chosen(
+            RestoreTarget::Latest,
+            backup,
+            &lineage,
+            coverage.timeline,
+            coverage.objects,
+        ));
+    }
+    Err(refusal)
+}
+
+fn custom(catalogue: &Catalogue, at: DateTime<Utc>) -> Result<Chosen, Refusal> {
+    let lineage = catalogue.lineage(catalogue.head);
+    if let Some(anomaly) = catalogue
+        .wal
+        .iter()
+        .filter_map(|object| object.clock_anomaly)
+        .find(|anomaly| anomaly.from <= at && at < anomaly.to)
+    {
+        return Err(Refusal::ClockAnomaly {
+            server: catalogue.server_name.clone(),
+            asked: at,
+            before: anomaly.from - TimeDelta::microseconds(1),
+            after: anomaly.to,
+        });
+    }
+    let backups = catalogue.backups_on(&lineage);
+    let mut refusal = Refusal::RestoreTimeOutOfRange {
+        asked: Some(at),
+        earliest: catalogue.first_restorable(),
+        latest: catalogue.latest_restorable(),
+    };
+    for backup in backups
+        .into_iter()
+        .filter(|backup| backup.completed_time <= at)
+    {
+        let coverage = catalogue.coverage_of(&lineage, backup);
+        if coverage.reached < backup.stop {
+            refusal = gap(catalogue, at, backup.completed_time);
+            continue;
+        }
+        let past = coverage
+            .objects
+            .iter()
+            .position(|object| object.stamps.is_some_and(|stamps| stamps.largest.at > at));
+        if let Some(past) = past {
+            // PostgreSQL reads ahead within a file, never into one that is not needed; the agent
+            // cuts the plan to the file of the target. The backup's own WAL is always needed.
+            let needed = coverage
+                .objects
+                .iter()
+                .enumerate()
+                .take_while(|(index, object)| *index <= past || object.start < backup.stop)
+                .map(|(_, object)| *object)
+                .collect::<Vec<_>>();
+            let timeline = needed
+                .last()
+                .map_or(backup.timeline, |object| object.timeline);
+            return Ok(chosen(
+                RestoreTarget::At(at),
+                backup,
+                &lineage,
+                timeline,
+                needed,
+            ));
+        }
+        let known_until = [coverage.largest_stamp(), Some(backup.completed_time)]
+            .into_iter()
+            .flatten()
+            .max()
+            .unwrap_or(backup.completed_time);
+        if catalogue.is_complete(&coverage) {
+            let latest = catalogue.latest_restorable().unwrap_or(known_until);
+            if at <= latest {
+                return Ok(chosen(
+                    RestoreTarget::At(at),
+                    backup,
+                    &lineage,
+                    coverage.timeline,
+                    coverage.objects,
+                ));
+            }
+            return Err(refusal);
+        }
+        if at <= known_until {
+            return Ok(chosen(
+                RestoreTarget::At(at),
+                backup,
+                &lineage,
+                coverage.timeline,
+                coverage.objects,
+            ));
+        }
+        return Err(gap(catalogue, at, known_until));
+    }
+    Err(refusal)
+}
+
+fn chosen(
+    target: RestoreTarget,
+    backup: &CompleteBackup,
+    lineage: &[TimelineStart],
+    timeline: Timeline,
+    wal: Vec<&WalObject>,
+) -> Chosen {
+    let end = lineage
+        .iter()
+        .position(|step| step.timeline == timeline)
+        .map_or(lineage.len(), |index| index + 1);
+    Chosen {
+        target,
+        backup: backup.clone(),
+        timeline,
+        lineage: lineage[..end].to_vec(),
+        wal: wal.into_iter().cloned().collect(),
+    }
 }

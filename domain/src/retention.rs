@@ -1,1 +1,185 @@
-//! (being written)
+//! What may go, what must stay, and why (DESIGN §3.10; RELIABILITY §5.6).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::Catalogue;
+use crate::refusal::Refusal;
+use crate::{BackupId, Lsn, Timeline};
+
+/// The promise "any instant in here is restorable": 7 to 35 days, 7 unless said otherwise
+/// (FLX-007, FLX-008, FLX-009).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RetentionWindow(u16);
+
+impl RetentionWindow {
+    pub const MIN_DAYS: u16 = 7;
+    pub const MAX_DAYS: u16 = 35;
+
+    /// # Errors
+    /// [`Refusal::InvalidParameterValue`] outside 7 to 35, pointing to long-term retention (FLX-131).
+    pub fn new(days: i64) -> Result<Self, Refusal> {
+        u16::try_from(days)
+            .ok()
+            .filter(|days| (Self::MIN_DAYS..=Self::MAX_DAYS).contains(days))
+            .map(Self)
+            .ok_or_else(|| {
+                Refusal::invalid(
+                    "properties.backup.backupRetentionDays",
+                    format!(
+                        "Give a whole number of days from {} to {}; {days} was given. To keep backups longer, use long-term retention.",
+                        Self::MIN_DAYS,
+                        Self::MAX_DAYS
+                    ),
+                )
+            })
+    }
+
+    #[must_use]
+    pub fn days(self) -> u16 {
+        self.0
+    }
+
+    /// Where the window that ends at `end` begins.
+    #[must_use]
+    pub fn start(self, end: DateTime<Utc>) -> DateTime<Utc> {
+        end - TimeDelta::days(i64::from(self.0))
+    }
+}
+
+impl TryFrom<i64> for RetentionWindow {
+    type Error = Refusal;
+    fn try_from(days: i64) -> Result<Self, Refusal> {
+        Self::new(days)
+    }
+}
+
+/// Why a backup stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// It ended inside the window.
+    InWindow,
+    /// The window's first instants are reached from it.
+    Floor,
+    /// The newest complete backup stays whatever its age: later ones may be failing.
+    Newest,
+    /// Newer ones have damaged pages.
+    NewestClean,
+    /// A running restore reads it.
+    Pinned,
+    /// WAL after it is lost; nothing older than a hole is tidied away.
+    BeforeGap,
+}
+
+/// What a running restore holds: a backup, and with it all WAL from there on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub backup: BackupId,
+}
+
+/// The sweep's answer; everything not in `expire` or `wal` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sweep {
+    pub expire: Vec<BackupId>,
+    pub keep: BTreeMap<BackupId, Keep>,
+    /// Keys of WAL objects that nothing kept can need.
+    pub wal: Vec<String>,
+}
+
+/// Decides what a catalogue no longer needs for the window that begins at `window_start`.
+///
+/// Never loses an instant of the window: the property test restores them all.
+#[must_use]
+pub fn sweep(catalogue: &Catalogue, window_start: DateTime<Utc>, held: &[Held]) -> Sweep {
+    let mut keep: BTreeMap<BackupId, Keep> = BTreeMap::new();
+    let backups = &catalogue.backups;
+    let before_window = || {
+        backups
+            .iter()
+            .filter(|backup| backup.completed_time < window_start)
+    };
+    for backup in backups {
+        if backup.completed_time >= window_start {
+            keep.insert(backup.id, Keep::InWindow);
+        } else if held.iter().any(|held| held.backup == backup.id) {
+            keep.insert(backup.id, Keep::Pinned);
+        }
+    }
+    // Timelines on which nothing may be lost: the head's lineage. Each has its own floor, so that
+    // a window that reaches back over a failover is still whole.
+    let on_head: BTreeSet<Timeline> = catalogue
+        .lineage(catalogue.head)
+        .iter()
+        .map(|step| step.timeline)
+        .collect();
+    let floor = |clean: bool| {
+        before_window()
+            .filter(|backup| on_head.contains(&backup.timeline) && !(clean && backup.damaged))
+            .max_by_key(|backup| (backup.start, backup.completed_time))
+    };
+    if let Some(floor) = floor(false) {
+        keep.entry(floor.id).or_insert(Keep::Floor);
+    }
+    let newest = |clean: bool| {
+        backups
+            .iter()
+            .filter(|backup| !(clean && backup.damaged))
+            .max_by_key(|backup| (backup.completed_time, backup.stop))
+    };
+    if let Some(newest) = newest(false) {
+        keep.entry(newest.id).or_insert(Keep::Newest);
+    }
+    if backups
+        .iter()
+        .any(|backup| backup.damaged && keep.contains_key(&backup.id))
+    {
+        for clean in [floor(true), newest(true)].into_iter().flatten() {
+            keep.entry(clean.id).or_insert(Keep::NewestClean);
+        }
+    }
+    // Around a hole everything older stays: what lies before it may be all that is left.
+    let first_kept = |keep: &BTreeMap<BackupId, Keep>| {
+        backups
+            .iter()
+            .filter(|backup| keep.contains_key(&backup.id))
+            .map(|backup| backup.start.segment_start(catalogue.wal_segment_bytes))
+            .min()
+    };
+    if let Some(first) = first_kept(&keep)
+        && catalogue.gaps.iter().any(|gap| gap.end > first)
+    {
+        for backup in backups {
+            keep.entry(backup.id).or_insert(Keep::BeforeGap);
+        }
+    }
+    let expire: Vec<BackupId> = backups
+        .iter()
+        .map(|backup| backup.id)
+        .filter(|id| !keep.contains_key(id))
+        .collect();
+    let wal = match first_kept(&keep) {
+        Some(cut) => wal_before(catalogue, cut, &on_head),
+        // No complete backup: the first one may be under way and needs what is there.
+        None => Vec::new(),
+    };
+    Sweep { expire, keep, wal }
+}
+
+/// WAL of the head's lineage that ends at or before `cut`. LSNs only grow along a lineage, so one
+/// comparison serves ancestors and head; WAL of other timelines is left alone.
+fn wal_before(catalogue: &Catalogue, cut: Lsn, on_head: &BTreeSet<Timeline>) -> Vec<String> {
+    let mut objects: Vec<_> = catalogue
+        .wal
+        .iter()
+        .filter(|object| on_head.contains(&object.timeline) && object.end <= cut)
+        .collect();
+    objects.sort_by_key(|object| (object.timeline, object.start, object.end));
+    objects
+        .into_iter()
+        .map(|object| object.key.clone())
+        .collect()
+}
