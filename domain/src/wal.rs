@@ -41,7 +41,8 @@ pub struct Stamp {
     pub at: DateTime<Utc>,
     /// First byte of the record: what `recovery_target_lsn` names.
     pub lsn: Lsn,
-    /// First byte after the record (before alignment padding of the next).
+    /// Where PostgreSQL counts the record as ended: the first byte after it, rounded up to eight.
+    /// A recovery that stops at this record branches off its new timeline exactly here.
     pub end: Lsn,
 }
 
