@@ -10,6 +10,8 @@
 pub mod activity;
 pub mod backup;
 pub mod catalogue;
+#[cfg(test)]
+mod history;
 pub mod id;
 pub mod instant;
 pub mod job;

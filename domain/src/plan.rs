@@ -113,3 +113,75 @@ fn failure(error: Option<&JobError>) -> Failure {
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ending() -> impl Strategy<Value = JobState> {
+        prop_oneof![
+            4 => Just(JobState::Done),
+            1 => Just(JobState::Failed),
+            1 => Just(JobState::Canceled),
+        ]
+    }
+
+    proptest! {
+        // XC-007
+        #[test]
+        fn every_plan_ends(
+            kind in prop::sample::select(&OperationKind::ALL[..]),
+            latest_meant: bool,
+            cancel_asked: bool,
+            endings in prop::collection::vec(ending(), 8),
+        ) {
+            let now = DateTime::from_timestamp(1_790_000_000, 0).expect("valid");
+            let facts = OperationFacts { kind, latest_meant, cancel_asked, deadline: now + TimeDelta::hours(1) };
+            let mut jobs = Vec::new();
+            for state in endings {
+                match next(&facts, &jobs, now) {
+                    Next::Run(kind) => {
+                        jobs.push(JobFact { kind, state: JobState::Leased, error: None });
+                        prop_assert_eq!(next(&facts, &jobs, now), Next::Wait);
+                        jobs.last_mut().expect("pushed").state = state;
+                    }
+                    Next::Wait => return Err(TestCaseError::fail("waits for nothing")),
+                    Next::Succeeded | Next::Failed(_) | Next::Canceled => return Ok(()),
+                }
+            }
+            return Err(TestCaseError::fail("still not ended"));
+        }
+
+        #[test]
+        fn past_its_deadline_an_operation_waits_for_nothing(
+            kind in prop::sample::select(&OperationKind::ALL[..]), started: bool
+        ) {
+            let now = DateTime::from_timestamp(1_790_000_000, 0).expect("valid");
+            let facts = OperationFacts { kind, latest_meant: false, cancel_asked: false, deadline: now };
+            let jobs: Vec<JobFact> = steps(&facts).first().filter(|_| started)
+                .map(|step| JobFact { kind: step.job, state: JobState::Leased, error: None })
+                .into_iter().collect();
+            prop_assert!(!matches!(next(&facts, &jobs, now), Next::Wait | Next::Run(_)));
+        }
+    }
+
+    #[test]
+    fn a_flush_that_fails_does_not_fail_the_restore() {
+        let now = DateTime::from_timestamp(1_790_000_000, 0).expect("valid");
+        let facts = OperationFacts {
+            kind: OperationKind::RestoreServer,
+            latest_meant: true,
+            cancel_asked: false,
+            deadline: now + TimeDelta::hours(1),
+        };
+        let flush = JobFact {
+            kind: JobKind::ArchiveWal,
+            state: JobState::Failed,
+            error: None,
+        };
+        assert_eq!(next(&facts, &[flush], now), Next::Run(JobKind::Restore));
+    }
+}

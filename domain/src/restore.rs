@@ -312,3 +312,183 @@ fn chosen(
         wal: wal.into_iter().cloned().collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Lsn;
+    use crate::history::{Event, SEGMENT, events, play};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(192))]
+
+        // FLX-006, FLX-055, FLX-062
+        #[test]
+        fn every_announced_instant_is_reached_without_a_gap(events in events()) {
+            let history = play(&events);
+            let catalogue = &history.catalogue;
+            let (Some(first), Some(latest)) = (catalogue.first_restorable(), catalogue.latest_restorable()) else {
+                return Ok(());
+            };
+            for at in history.instants().into_iter().filter(|at| (first..=latest).contains(at)) {
+                let chosen = match choose(catalogue, RestoreTarget::At(at)) {
+                    Ok(chosen) => chosen,
+                    Err(refusal) => return Err(TestCaseError::fail(format!("{at}: {refusal}"))),
+                };
+                prop_assert!(chosen.backup.completed_time <= at);
+                let mut reached = chosen.backup.start.segment_start(SEGMENT);
+                for object in &chosen.wal {
+                    prop_assert!(object.start <= reached, "hole at {:?}", reached);
+                    reached = reached.max(object.end);
+                }
+                prop_assert!(reached >= chosen.backup.stop);
+                // Every commit of the longest prefix without a later stamp is in the backup or the WAL.
+                let wanted = history.commits.iter().take_while(|commit| commit.at <= at).last();
+                if let Some(wanted) = wanted {
+                    prop_assert!(wanted.end <= reached.max(chosen.backup.start), "{} not reached", wanted.at);
+                }
+                // And no newer backup could have served.
+                prop_assert!(!catalogue.backups.iter().any(|backup|
+                    backup.completed_time <= at && backup.stop > chosen.backup.stop
+                    && backup.timeline >= chosen.backup.timeline));
+            }
+        }
+
+        #[test]
+        fn every_listed_backup_restores_fast(events in events()) {
+            // FLX-064, FLX-065
+            let history = play(&events);
+            for backup in &history.catalogue.backups {
+                let chosen = choose(&history.catalogue, RestoreTarget::Backup(backup.id));
+                let chosen = chosen.map_err(|refusal| TestCaseError::fail(refusal.to_string()))?;
+                prop_assert!(chosen.wal.iter().all(|object| object.start < backup.stop));
+            }
+        }
+    }
+
+    fn nightly() -> crate::history::History {
+        let night = [
+            Event::BackupStart,
+            Event::Noise { bytes: 500 },
+            Event::BackupStop { damaged: false },
+        ];
+        let day = [
+            Event::Pass { minutes: 600 },
+            Event::Commit {
+                bytes: 900,
+                lag_us: 0,
+            },
+            Event::Seal,
+            Event::Noise { bytes: 9000 },
+            Event::Seal,
+            Event::Pass { minutes: 840 },
+        ];
+        play(&[&night[..], &day, &night, &day, &night, &day].concat())
+    }
+
+    #[test]
+    fn the_backup_of_the_night_before_is_chosen() {
+        // FLX-056: nightly backups, target next morning at ten
+        let history = nightly();
+        let backups = &history.catalogue.backups;
+        let at = backups[1].completed_time + TimeDelta::hours(11);
+        let chosen = choose(&history.catalogue, RestoreTarget::At(at)).expect("in the window");
+        assert_eq!(chosen.backup.id, backups[1].id);
+    }
+
+    #[test]
+    fn times_are_read_by_one_rule() {
+        // DESIGN 3.6; FLX-039, FLX-061, FLX-064, XC-006
+        let history = nightly();
+        let catalogue = &history.catalogue;
+        let now = history.now;
+        let bounds = bounds(catalogue, RetentionWindow::new(7).expect("valid"), now);
+        let earliest = bounds.expect("has backups").earliest;
+        let ask = |at| interpret(at, now, bounds, catalogue);
+        let ms = TimeDelta::milliseconds;
+        assert_eq!(ask(None), Ok(RestoreTarget::Latest));
+        assert_eq!(
+            ask(Some(now + TimeDelta::minutes(4))),
+            Ok(RestoreTarget::Latest)
+        );
+        assert!(ask(Some(now + TimeDelta::minutes(6))).is_err());
+        let first = catalogue.backups[0].id;
+        assert_eq!(ask(Some(earliest)), Ok(RestoreTarget::Backup(first)));
+        assert_eq!(
+            ask(Some(earliest - ms(999))),
+            Ok(RestoreTarget::Backup(first))
+        );
+        assert!(ask(Some(earliest - ms(1001))).is_err());
+        let second = &catalogue.backups[1];
+        assert_eq!(
+            ask(Some(chrono::SubsecRound::trunc_subsecs(
+                second.completed_time,
+                0
+            ))),
+            Ok(RestoreTarget::Backup(second.id))
+        );
+        let between = second.completed_time + ms(1500);
+        assert_eq!(ask(Some(between)), Ok(RestoreTarget::At(between)));
+    }
+
+    #[test]
+    fn a_silent_sources_later_instants_are_refused_with_both_bounds() {
+        // DESIGN 3.6: never clamped
+        let history = nightly();
+        let now = history.now + TimeDelta::hours(3);
+        let bounds = bounds(
+            &history.catalogue,
+            RetentionWindow::new(7).expect("valid"),
+            now,
+        );
+        let asked = history.now + TimeDelta::minutes(30);
+        assert_eq!(
+            interpret(Some(asked), now, bounds, &history.catalogue),
+            Err(Refusal::RestoreTimeOutOfRange {
+                asked: Some(asked),
+                earliest: bounds.map(|bounds| bounds.earliest),
+                latest: bounds.map(|bounds| bounds.latest),
+            })
+        );
+    }
+
+    #[test]
+    fn a_hole_in_the_log_is_refused_up_front() {
+        // F34
+        let history = nightly();
+        let mut catalogue = history.catalogue.clone();
+        let last_night = catalogue.backups[1].clone();
+        let lost = catalogue
+            .wal
+            .iter()
+            .position(|object| object.start >= last_night.stop)
+            .expect("there is one");
+        let lost = catalogue.wal.remove(lost);
+        assert!(lost.end > Lsn::ZERO);
+        let at = last_night.completed_time + TimeDelta::hours(12);
+        assert!(matches!(
+            choose(&catalogue, RestoreTarget::At(at)),
+            Err(Refusal::WalGap { .. })
+        ));
+        // The night after the hole is a new beginning.
+        let third = catalogue.backups[2].completed_time;
+        assert!(choose(&catalogue, RestoreTarget::At(third + TimeDelta::hours(11))).is_ok());
+    }
+
+    #[test]
+    fn an_instant_inside_a_clock_jump_names_two_states() {
+        // F59
+        let history = nightly();
+        let mut catalogue = history.catalogue.clone();
+        let at = catalogue.backups[1].completed_time + TimeDelta::hours(2);
+        catalogue.wal[2].clock_anomaly = Some(crate::wal::ClockAnomaly {
+            from: at - TimeDelta::minutes(5),
+            to: at + TimeDelta::minutes(5),
+            at: Lsn(1),
+        });
+        let refusal = choose(&catalogue, RestoreTarget::At(at)).expect_err("ambiguous");
+        assert!(matches!(refusal, Refusal::ClockAnomaly { .. }), "{refusal}");
+    }
+}

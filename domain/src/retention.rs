@@ -183,3 +183,105 @@ fn wal_before(catalogue: &Catalogue, cut: Lsn, on_head: &BTreeSet<Timeline>) -> 
         .map(|object| object.key.clone())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::history::{History, events, play};
+    use crate::restore::{RestoreTarget, choose};
+
+    /// The catalogue as it is when what the sweep named is gone.
+    fn swept(catalogue: &Catalogue, sweep: &Sweep) -> Catalogue {
+        let mut left = catalogue.clone();
+        left.backups
+            .retain(|backup| !sweep.expire.contains(&backup.id));
+        left.wal.retain(|object| !sweep.wal.contains(&object.key));
+        left
+    }
+
+    /// A stopped server's window ends when it was stopped; here at an arbitrary earlier moment.
+    fn window(history: &History, days: i64, stopped_for_h: i64) -> DateTime<Utc> {
+        history.now - TimeDelta::hours(stopped_for_h) - TimeDelta::days(days)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(192))]
+
+        // FLX-006, FLX-040, FLX-041, FLX-042, FLX-146
+        #[test]
+        fn no_sweep_takes_away_an_instant_of_the_window(
+            events in events(), days in 1i64..20, stopped_for_h in 0i64..100
+        ) {
+            let history = play(&events);
+            let before = &history.catalogue;
+            let start = window(&history, days, stopped_for_h);
+            let after = swept(before, &sweep(before, start, &[]));
+            for at in history.instants().into_iter().filter(|at| *at >= start) {
+                if let Ok(was) = choose(before, RestoreTarget::At(at)) {
+                    let is = choose(&after, RestoreTarget::At(at));
+                    prop_assert_eq!(Ok(was), is, "{}", at);
+                }
+            }
+            prop_assert_eq!(before.latest_restorable(), after.latest_restorable());
+        }
+
+        #[test]
+        fn the_newest_backup_and_the_newest_clean_one_always_stay(events in events(), days in 0i64..3) {
+            let history = play(&events);
+            let catalogue = &history.catalogue;
+            let after = swept(catalogue, &sweep(catalogue, history.now + TimeDelta::days(days), &[]));
+            let newest = |catalogue: &Catalogue, clean: bool| catalogue.backups.iter()
+                .filter(|backup| !(clean && backup.damaged))
+                .max_by_key(|backup| (backup.completed_time, backup.stop)).map(|backup| backup.id);
+            prop_assert_eq!(newest(catalogue, false), newest(&after, false));
+            if catalogue.backups.iter().any(|backup| backup.damaged && after.backups.iter().any(|left| left.id == backup.id)) {
+                prop_assert_eq!(newest(catalogue, true), newest(&after, true));
+            }
+        }
+
+        #[test]
+        fn sweeping_twice_takes_nothing_more(events in events(), days in 1i64..10) {
+            let history = play(&events);
+            let start = window(&history, days, 0);
+            let once = swept(&history.catalogue, &sweep(&history.catalogue, start, &[]));
+            let again = sweep(&once, start, &[]);
+            prop_assert!(again.expire.is_empty() && again.wal.is_empty(), "{:?}", again);
+        }
+
+        // F50
+        #[test]
+        fn a_pin_keeps_its_backup_and_all_wal_after_it(events in events(), which in any::<prop::sample::Index>()) {
+            let history = play(&events);
+            let catalogue = &history.catalogue;
+            prop_assume!(!catalogue.backups.is_empty());
+            let pinned = which.get(&catalogue.backups);
+            let free = sweep(catalogue, history.now, &[]);
+            let held = sweep(catalogue, history.now, &[Held { backup: pinned.id }]);
+            prop_assert!(!held.expire.contains(&pinned.id));
+            prop_assert!(held.expire.iter().all(|id| free.expire.contains(id)));
+            prop_assert!(held.wal.iter().all(|key| free.wal.contains(key)));
+            let after = swept(catalogue, &held);
+            prop_assert_eq!(
+                choose(catalogue, RestoreTarget::Backup(pinned.id)),
+                choose(&after, RestoreTarget::Backup(pinned.id))
+            );
+        }
+    }
+
+    #[test]
+    fn the_range_is_seven_to_thirty_five_days() {
+        // FLX-008, FLX-009, FLX-131
+        for days in [7, 35] {
+            assert!(RetentionWindow::new(days).is_ok());
+        }
+        for days in [-1, 0, 6, 36, i64::MAX] {
+            let refusal = RetentionWindow::new(days).expect_err("out of range");
+            assert!(
+                refusal.to_string().contains("long-term retention"),
+                "{refusal}"
+            );
+        }
+    }
+}
