@@ -152,7 +152,7 @@ mod tests {
                     Next::Succeeded | Next::Failed(_) | Next::Canceled => return Ok(()),
                 }
             }
-            return Err(TestCaseError::fail("still not ended"));
+            Err::<(), _>(TestCaseError::fail("still not ended"))?;
         }
 
         #[test]

@@ -404,7 +404,7 @@ pub fn patch(
     };
     let geo_now = current.redundancy == Redundancy::Geo;
     match wish.geo {
-        Some(geo) if geo != geo_now && !(client_defaults_geo && !geo) => {
+        Some(geo) if geo != geo_now && (geo || !client_defaults_geo) => {
             let current = if geo_now { "Enabled" } else { "Disabled" };
             return Err(create_only(
                 "properties.backup.geoRedundantBackup",
