@@ -1,0 +1,254 @@
+//! A WAL object: a contiguous byte range of one timeline, sealed, written once.
+//!
+//! Two sealed sections in one object: a small header that says what ends in the range, then the bytes.
+//! The header alone can be fetched, so that a survey of a silent source costs a few kilobytes an
+//! object. Every sealing has a salt of its own; whether two objects are the same is decided by the
+//! hash of their plaintext (RELIABILITY §0.5, §5.3.7). Bytes: `docs/VAULT-FORMAT.md`.
+
+use bytes::{Bytes, BytesMut};
+use futures::future::try_join_all;
+use holdfast_domain::wal::{ClockAnomaly, Stamps, WalObject};
+use holdfast_domain::{IncarnationId, Lsn, Timeline};
+use serde::{Deserialize, Serialize};
+
+use super::page::{self, Dialect, PAGE_BYTES};
+use crate::seal::{self, Class};
+use crate::{DataKey, Error, Result, Store, get_anywhere, layout};
+
+/// Larger segments are sealed in pieces: an object goes up in one create-if-absent PUT (DESIGN §3.4).
+pub const LARGEST_OBJECT_BYTES: u64 = 64 << 20;
+const FORMAT: u16 = 1;
+/// Holds every header there is; one that is longer costs a second request.
+const HEADER_GUESS_BYTES: u64 = 2048;
+/// What [`seal::sealed_len`] wants to see.
+const SEAL_PREFIX_BYTES: usize = 80;
+
+/// What a range of WAL is and what ends in it. A record belongs to the range that holds its last byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalRange {
+    pub incarnation: IncarnationId,
+    pub timeline: Timeline,
+    pub start: Lsn,
+    pub end: Lsn,
+    pub system_identifier: u64,
+    pub wal_segment_bytes: u64,
+    /// The WAL format's version; `None` when nothing in the range could be read as records.
+    pub page_magic: Option<u16>,
+    /// Where the first record begins that begins in this range.
+    pub first_record: Option<Lsn>,
+    pub stamps: Option<Stamps>,
+    pub last_counting: Option<Lsn>,
+    pub clock_anomaly: Option<ClockAnomaly>,
+}
+
+impl WalRange {
+    #[must_use]
+    pub fn key(&self) -> String {
+        layout::wal(self.incarnation, self.timeline, self.start, self.end)
+    }
+
+    #[must_use]
+    pub fn dialect(&self) -> Option<Dialect> {
+        self.page_magic.and_then(Dialect::from_magic)
+    }
+
+    /// Whether the range begins inside a record, which then can only be read together with the range before.
+    #[must_use]
+    pub fn begins_inside_a_record(&self) -> bool {
+        let first_possible = if self.start.0.is_multiple_of(PAGE_BYTES) {
+            self.start + page::header_bytes(self.start, self.wal_segment_bytes) as u64
+        } else {
+            self.start
+        };
+        self.first_record != Some(first_possible)
+    }
+}
+
+/// The first section of a WAL object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalHeader {
+    pub format: u16,
+    /// BLAKE3 of the plaintext, 64 hexadecimal digits.
+    pub plaintext_hash: String,
+    #[serde(flatten)]
+    pub range: WalRange,
+}
+
+impl WalHeader {
+    /// The object as the catalogue keeps it.
+    #[must_use]
+    pub fn describe(&self, key: String, stored_bytes: u64) -> WalObject {
+        WalObject {
+            timeline: self.range.timeline,
+            start: self.range.start,
+            end: self.range.end,
+            key,
+            plaintext_hash: self.plaintext_hash.clone(),
+            stored_bytes,
+            stamps: self.range.stamps,
+            last_counting: self.range.last_counting,
+            clock_anomaly: self.range.clock_anomaly,
+        }
+    }
+}
+
+/// A WAL object, opened and verified.
+#[derive(Debug, Clone)]
+pub struct OpenedWal {
+    pub header: WalHeader,
+    /// The plaintext `[start, end)`.
+    pub bytes: Bytes,
+}
+
+/// Makes the range durable in every store.
+///
+/// A store that has the same plaintext under this key already counts as done; one that has another
+/// plaintext is an [`Error::Conflict`] and stays as it is.
+pub async fn put_wal(
+    stores: &[Store],
+    data_key: &DataKey,
+    range: WalRange,
+    bytes: Bytes,
+) -> Result<WalObject> {
+    let length = range.end.bytes_since(range.start);
+    if length == 0 || length != bytes.len() as u64 || length > LARGEST_OBJECT_BYTES {
+        return Err(Error::refused(format!(
+            "a WAL object {} to {} cannot hold {} bytes",
+            range.start,
+            range.end,
+            bytes.len()
+        )));
+    }
+    let key = range.key();
+    let (header, sealed) = {
+        let (key, data_key) = (key.clone(), data_key.clone());
+        tokio::task::spawn_blocking(move || seal_range(&data_key, &key, range, &bytes))
+            .await
+            .map_err(|_| Error::Stopped)??
+    };
+    let sizes = try_join_all(stores.iter().map(|store| {
+        let (key, header, sealed) = (&key, &header, sealed.clone());
+        async move {
+            let stored = sealed.len() as u64;
+            match store.put_new(key, sealed).await {
+                Ok(()) => Ok(stored),
+                Err(Error::Conflict { .. }) => adopt(store, data_key, key, header).await,
+                Err(error) => Err(error),
+            }
+        }
+    }))
+    .await?;
+    let stored_bytes = sizes.into_iter().max().unwrap_or(0);
+    Ok(header.describe(key, stored_bytes))
+}
+
+fn seal_range(
+    data_key: &DataKey,
+    key: &str,
+    range: WalRange,
+    bytes: &[u8],
+) -> Result<(WalHeader, Bytes)> {
+    let header = WalHeader {
+        format: FORMAT,
+        plaintext_hash: blake3::hash(bytes).to_hex().to_string(),
+        range,
+    };
+    let json = serde_json::to_vec(&header)
+        .map_err(|error| Error::refused(format!("a WAL header cannot be written: {error}")))?;
+    let head = seal::seal(data_key, Class::WalHeader, key, &json)?;
+    let body = seal::seal(data_key, Class::Wal, key, bytes)?;
+    let mut sealed = BytesMut::with_capacity(head.len() + body.len());
+    sealed.extend_from_slice(&head);
+    sealed.extend_from_slice(&body);
+    Ok((header, sealed.freeze()))
+}
+
+/// The key exists: fine when it holds the same plaintext.
+async fn adopt(store: &Store, data_key: &DataKey, key: &str, ours: &WalHeader) -> Result<u64> {
+    let stored_bytes = store.head(key).await?;
+    let theirs = read_header(store, data_key, key, stored_bytes).await?;
+    if theirs.plaintext_hash == ours.plaintext_hash
+        && theirs.range.system_identifier == ours.range.system_identifier
+    {
+        Ok(stored_bytes)
+    } else {
+        Err(Error::Conflict { key: key.to_owned() })
+    }
+}
+
+/// Fetches and opens the header of the object alone.
+pub async fn read_header(
+    store: &Store,
+    data_key: &DataKey,
+    key: &str,
+    stored_bytes: u64,
+) -> Result<WalHeader> {
+    let mut start = store
+        .get_range(key, 0..stored_bytes.min(HEADER_GUESS_BYTES))
+        .await?;
+    if start.len() < SEAL_PREFIX_BYTES {
+        return Err(Error::corrupted(key, "it is shorter than any WAL object"));
+    }
+    let length = seal::sealed_len(key, &start)?;
+    if length > start.len() as u64 {
+        if length > stored_bytes {
+            return Err(Error::corrupted(key, "it ends inside its header"));
+        }
+        start = store.get_range(key, 0..length).await?;
+    }
+    let (json, _) = seal::open_first(data_key, Class::WalHeader, key, &start)?;
+    parse_header(key, &json)
+}
+
+fn parse_header(key: &str, json: &[u8]) -> Result<WalHeader> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u16,
+    }
+    let bad = |error: serde_json::Error| Error::corrupted(key, format!("WAL header: {error}"));
+    let version: Version = serde_json::from_slice(json).map_err(bad)?;
+    if version.format != FORMAT {
+        return Err(Error::corrupted(
+            key,
+            format!("WAL format {} is not known here", version.format),
+        ));
+    }
+    let header: WalHeader = serde_json::from_slice(json).map_err(bad)?;
+    if header.range.key() != key {
+        return Err(Error::corrupted(key, "its header describes another object"));
+    }
+    let segment = header.range.wal_segment_bytes;
+    if !segment.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment) {
+        return Err(Error::corrupted(key, format!("WAL segments of {segment} bytes")));
+    }
+    Ok(header)
+}
+
+/// Fetches, opens and verifies an object; a copy that is missing or damaged is replaced by the next store's.
+pub async fn get_wal(stores: &[Store], data_key: &DataKey, object: &WalObject) -> Result<OpenedWal> {
+    get_anywhere(stores, &object.key, |stored| {
+        let opened = open_wal(data_key, &object.key, &stored)?;
+        if opened.header.plaintext_hash != object.plaintext_hash {
+            return Err(Error::corrupted(
+                &object.key,
+                "its content is not what the catalogue knows",
+            ));
+        }
+        Ok(opened)
+    })
+    .await
+}
+
+/// Opens both sections and compares them with each other.
+pub fn open_wal(data_key: &DataKey, key: &str, stored: &[u8]) -> Result<OpenedWal> {
+    let (json, consumed) = seal::open_first(data_key, Class::WalHeader, key, stored)?;
+    let header = parse_header(key, &json)?;
+    let bytes = seal::open(data_key, Class::Wal, key, &stored[consumed..])?;
+    let length = header.range.end.bytes_since(header.range.start);
+    if bytes.len() as u64 != length
+        || blake3::hash(&bytes).to_hex().as_str() != header.plaintext_hash
+    {
+        return Err(Error::corrupted(key, "its bytes are not those its header describes"));
+    }
+    Ok(OpenedWal { header, bytes })
+}
