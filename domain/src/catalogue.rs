@@ -115,7 +115,12 @@ impl Catalogue {
                     _ => break,
                 }
             }
-            if coverage.reached < limit {
+            // The segment in which a child branched off repeats the parent's bytes up to there, so
+            // it can stand in for a last stretch that the parent never made durable.
+            if coverage.reached < limit
+                && (limit == Lsn(u64::MAX)
+                    || coverage.reached < limit.segment_start(self.wal_segment_bytes))
+            {
                 break;
             }
         }
