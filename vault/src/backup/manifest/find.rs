@@ -1,0 +1,52 @@
+//! Finding a manifest that is already there: an attempt that died between publishing and reporting
+//! is adopted by the next one instead of being repeated.
+
+use holdfast_domain::{BackupId, IncarnationId};
+
+use super::Manifest;
+use crate::backup::FinishedBackup;
+use crate::key::DataKey;
+use crate::store::{Store, put_everywhere};
+use crate::{Error, Result, layout};
+
+/// The newest generation of a backup that any vault has, made durable in all of them; `None` when
+/// none has one.
+pub async fn find_manifest(
+    stores: &[Store],
+    data_key: &DataKey,
+    incarnation: IncarnationId,
+    backup: BackupId,
+) -> Result<Option<FinishedBackup>> {
+    let mut found: Option<(u32, bytes::Bytes, Manifest)> = None;
+    for store in stores {
+        for object in store.list(&layout::manifests_of(incarnation, backup)).await? {
+            let Some((_, _, generation)) = layout::parse_manifest(&object.key) else {
+                continue;
+            };
+            if found.as_ref().is_some_and(|(newest, ..)| *newest >= generation) {
+                continue;
+            }
+            let bytes = match store.get(&object.key).await {
+                Ok(bytes) => bytes,
+                // Deleted between listing and reading.
+                Err(Error::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let manifest = Manifest::open(data_key, incarnation, backup, generation, &bytes)?;
+            found = Some((generation, bytes, manifest));
+        }
+    }
+    let Some((_, bytes, manifest)) = found else {
+        return Ok(None);
+    };
+    let named = manifest.reference(&bytes);
+    let manifest_bytes = bytes.len() as u64;
+    put_everywhere(stores, &named.key, bytes).await?;
+    Ok(Some(FinishedBackup {
+        manifest: named,
+        objects: manifest.objects(),
+        logical_bytes: manifest.logical_bytes,
+        stored_bytes: manifest.stored_bytes + manifest_bytes,
+        meta: manifest.meta,
+    }))
+}

@@ -1,0 +1,398 @@
+//! Writing a backup. The agent feeds files; workers compare, seal and append; full packs go to every
+//! vault; the manifest comes last and makes all of it visible (DESIGN §3.1, §3.4).
+//!
+//! Twice: another attempt has another epoch and other keys. Half: without a manifest nothing of it
+//! is a backup; the leavings carry job and epoch and are pruned by them. Dropping a writer stops it.
+//! Memory: two workers' frames, at most five packs of 16 MiB, leaves in the making – whatever the
+//! size of the database.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use holdfast_domain::job::{ManifestRef, ObjectRef};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::base::{BaseIndex, BaseLeaf};
+use super::leaf::{FrameAt, Leaf, PackId};
+use super::manifest::{Contents, FileEntry, LeafAt, Manifest, ManifestMeta, Tablespace};
+use super::pack::{Pack, PackAppender, upload};
+use super::read::lock;
+use super::segment::{LeafSlot, PageCheck, Source, Task, Worker};
+use super::{Attempt, PAGE_BYTES, PAGES_PER_LEAF, PageHasher, path};
+use crate::key::DataKey;
+use crate::seal::Class;
+use crate::seal::frame::FrameCipher;
+use crate::store::{Store, put_everywhere};
+use crate::{Error, Result, layout};
+
+/// Reading and hashing leave enough for compression on the machines we measure; more do not help.
+const MAX_WORKERS: usize = 8;
+
+/// What a published backup is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FinishedBackup {
+    pub manifest: ManifestRef,
+    /// Every pack and leaf object that it needs, those of earlier backups included.
+    pub objects: Vec<ObjectRef>,
+    /// Bytes of the data directory that it describes.
+    pub logical_bytes: u64,
+    /// Bytes that it added to the store, its manifest included.
+    pub stored_bytes: u64,
+    pub meta: ManifestMeta,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriterProgress {
+    pub bytes_read: u64,
+    pub files: u64,
+    pub stored_bytes: u64,
+}
+
+pub struct BackupWriter {
+    stores: Vec<Store>,
+    data_key: DataKey,
+    attempt: Attempt,
+    shared: Arc<Shared>,
+    tasks: Option<mpsc::Sender<Task>>,
+    workers: Vec<JoinHandle<()>>,
+    uploader: Option<JoinHandle<Result<Vec<(PackId, u64)>>>>,
+    directories: Mutex<BTreeSet<String>>,
+    tablespaces: Mutex<BTreeMap<u32, String>>,
+}
+
+/// What workers share.
+pub(crate) struct Shared {
+    pub hasher: PageHasher,
+    pub pages: PackAppender,
+    pub leaves: PackAppender,
+    pub bytes_read: AtomicU64,
+    pub files_done: AtomicU64,
+    stored_bytes: AtomicU64,
+    base: Option<BaseIndex>,
+    runtime: Handle,
+    stopped: AtomicBool,
+    /// The first thing that went wrong.
+    failure: Mutex<Option<Error>>,
+    named: Mutex<Named>,
+}
+
+/// What the manifest will name.
+#[derive(Default)]
+struct Named {
+    files: Vec<NamedFile>,
+    packs: BTreeSet<PackId>,
+}
+
+struct NamedFile {
+    path: String,
+    bytes: u64,
+    leaves: Vec<Option<FrameAt>>,
+}
+
+impl BackupWriter {
+    /// Starts the workers. Runs in a tokio runtime.
+    pub fn new(
+        stores: Vec<Store>,
+        data_key: DataKey,
+        attempt: Attempt,
+        base: Option<BaseIndex>,
+    ) -> Result<Self> {
+        let Attempt { incarnation, job, epoch, .. } = attempt;
+        let (uploads, packs) = mpsc::channel(1);
+        let cipher = |class| FrameCipher::create(&data_key, class, incarnation, job, epoch);
+        let shared = Arc::new(Shared {
+            hasher: PageHasher::new(&data_key),
+            pages: PackAppender::of_pages(cipher(Class::Pack)?, uploads.clone(), move |number| {
+                layout::pack(incarnation, job, epoch, number)
+            }),
+            leaves: PackAppender::of_leaves(cipher(Class::Leaves)?, uploads, move |number| {
+                layout::leaves(incarnation, job, epoch, number)
+            }),
+            bytes_read: AtomicU64::new(0),
+            files_done: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
+            base,
+            runtime: Handle::current(),
+            stopped: AtomicBool::new(false),
+            failure: Mutex::default(),
+            named: Mutex::default(),
+        });
+        let uploader = tokio::spawn(put_packs(shared.clone(), stores.clone(), packs));
+        let count = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS);
+        let (tasks, queue) = mpsc::channel::<Task>(2 * count);
+        let queue = Arc::new(Mutex::new(queue));
+        let workers = (0..count)
+            .map(|_| {
+                let (shared, queue) = (shared.clone(), queue.clone());
+                tokio::task::spawn_blocking(move || work(&shared, &queue))
+            })
+            .collect();
+        Ok(Self {
+            stores,
+            data_key,
+            attempt,
+            shared,
+            tasks: Some(tasks),
+            workers,
+            uploader: Some(uploader),
+            directories: Mutex::default(),
+            tablespaces: Mutex::default(),
+        })
+    }
+
+    /// A relation segment, or any file whose pages the agent wants to look at as they are read.
+    pub async fn add_relation_segment(
+        &self,
+        path: &str,
+        file: File,
+        bytes: u64,
+        check: Option<PageCheck>,
+    ) -> Result<()> {
+        self.add(path, Source::File(file), bytes, check).await
+    }
+
+    /// A file as it is, of the length it had when it was opened.
+    pub async fn add_file(&self, path: &str, file: File, bytes: u64) -> Result<()> {
+        self.add(path, Source::File(file), bytes, None).await
+    }
+
+    /// A file whose content was read already.
+    pub async fn add_bytes(&self, path: &str, content: Bytes) -> Result<()> {
+        let bytes = content.len() as u64;
+        self.add(path, Source::Bytes(content), bytes, None).await
+    }
+
+    pub fn add_dir(&self, path: &str) -> Result<()> {
+        path::check(path)?;
+        lock(&self.directories).insert(path.to_owned());
+        Ok(())
+    }
+
+    /// A tablespace; its files come as `pg_tblspc/{oid}/…`.
+    pub fn add_tablespace(&self, oid: u32, location: &str) {
+        lock(&self.tablespaces).insert(oid, location.to_owned());
+    }
+
+    #[must_use]
+    pub fn progress(&self) -> WriterProgress {
+        WriterProgress {
+            bytes_read: self.shared.bytes_read.load(Ordering::Relaxed),
+            files: self.shared.files_done.load(Ordering::Relaxed),
+            stored_bytes: self.shared.stored_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn add(&self, path: &str, source: Source, bytes: u64, check: Option<PageCheck>) -> Result<()> {
+        path::check(path)?;
+        let file = {
+            let mut named = lock(&self.shared.named);
+            let leaves = bytes.div_ceil((PAGE_BYTES * PAGES_PER_LEAF) as u64) as usize;
+            named.files.push(NamedFile {
+                path: path.to_owned(),
+                bytes,
+                leaves: vec![None; leaves],
+            });
+            named.files.len() - 1
+        };
+        let task = Task { file, path: path.to_owned(), source, bytes, check };
+        match &self.tasks {
+            Some(tasks) if !self.shared.is_stopped() => {
+                tasks.send(task).await.map_err(|_| self.shared.failure())
+            }
+            _ => Err(self.shared.failure()),
+        }
+    }
+
+    /// Waits until everything is durable in every vault, then publishes the manifest.
+    pub async fn finish(mut self, meta: ManifestMeta) -> Result<FinishedBackup> {
+        let contents = self.close().await?;
+        let manifest = Manifest::new(self.attempt, meta, contents);
+        let (named, sealed) = manifest.seal(&self.data_key)?;
+        let manifest_bytes = sealed.len() as u64;
+        put_everywhere(&self.stores, &named.key, sealed).await?;
+        Ok(FinishedBackup {
+            manifest: named,
+            objects: manifest.objects(),
+            logical_bytes: manifest.logical_bytes,
+            stored_bytes: manifest.stored_bytes + manifest_bytes,
+            meta: manifest.meta,
+        })
+    }
+
+    /// Everything but the manifest.
+    async fn close(&mut self) -> Result<Contents> {
+        self.tasks = None;
+        for worker in std::mem::take(&mut self.workers) {
+            if let Err(error) = worker.await {
+                self.shared.fail(Error::io("a backup worker ended unexpectedly", std::io::Error::other(error)));
+            }
+        }
+        let uploader = self.uploader.take().ok_or(Error::Stopped)?;
+        for appender in [&self.shared.pages, &self.shared.leaves] {
+            if self.shared.is_stopped() {
+                appender.abandon();
+            } else if let Err(error) = appender.close().await {
+                self.shared.fail(error);
+            }
+        }
+        let uploaded = match uploader.await {
+            Ok(uploaded) => uploaded,
+            Err(error) => Err(Error::io("the uploader ended unexpectedly", std::io::Error::other(error))),
+        };
+        let uploaded = uploaded?;
+        if self.shared.is_stopped() {
+            return Err(self.shared.failure());
+        }
+        self.contents(uploaded.into_iter().collect())
+    }
+
+    fn contents(&self, uploaded: BTreeMap<PackId, u64>) -> Result<Contents> {
+        let incomplete = || Error::io("a backup was closed before it was whole", std::io::Error::other("a leaf is missing"));
+        let mut named = std::mem::take(&mut *lock(&self.shared.named));
+        named.files.sort_by(|a, b| a.path.cmp(&b.path));
+        let base = self.shared.base.as_ref();
+        let bytes_of_pack = |pack: &PackId| {
+            uploaded.get(pack).copied().or_else(|| base?.pack_bytes(pack))
+        };
+        let bytes_of_leaves = |object: &PackId| {
+            uploaded.get(object).copied().or_else(|| base?.leaf_object_bytes(object))
+        };
+        let used: BTreeSet<PackId> = named
+            .files
+            .iter()
+            .flat_map(|file| file.leaves.iter().flatten().map(|leaf| leaf.pack))
+            .collect();
+        let with_bytes = |ids: BTreeSet<PackId>, bytes: &dyn Fn(&PackId) -> Option<u64>| {
+            ids.into_iter()
+                .map(|id| bytes(&id).map(|bytes| (id, bytes)))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(incomplete)
+        };
+        let packs = with_bytes(named.packs, &bytes_of_pack)?;
+        let leaf_objects = with_bytes(used, &bytes_of_leaves)?;
+        let files = named
+            .files
+            .into_iter()
+            .map(|file| {
+                let leaves = file
+                    .leaves
+                    .into_iter()
+                    .map(|leaf| {
+                        let leaf = leaf?;
+                        let object = leaf_objects.binary_search_by_key(&leaf.pack, |(id, _)| *id).ok()?;
+                        Some(LeafAt(object as u32, leaf.offset, leaf.sealed_len, leaf.content_len, leaf.number))
+                    })
+                    .collect::<Option<Vec<_>>>()?;
+                Some(FileEntry { path: file.path, bytes: file.bytes, leaves })
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(incomplete)?;
+        Ok(Contents {
+            packs,
+            leaf_objects,
+            tablespaces: std::mem::take(&mut *lock(&self.tablespaces))
+                .into_iter()
+                .map(|(oid, location)| Tablespace { oid, location })
+                .collect(),
+            directories: std::mem::take(&mut *lock(&self.directories)).into_iter().collect(),
+            files,
+            stored_bytes: uploaded.values().sum(),
+        })
+    }
+}
+
+impl Drop for BackupWriter {
+    fn drop(&mut self) {
+        self.shared.stop();
+        self.shared.pages.abandon();
+        self.shared.leaves.abandon();
+        if let Some(uploader) = &self.uploader {
+            uploader.abort();
+        }
+    }
+}
+
+impl Shared {
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    fn fail(&self, error: Error) {
+        // That appending failed says nothing about why; the uploader does.
+        if !matches!(error, Error::Stopped) {
+            lock(&self.failure).get_or_insert(error);
+        }
+        self.stop();
+    }
+
+    fn failure(&self) -> Error {
+        lock(&self.failure).clone().unwrap_or(Error::Stopped)
+    }
+
+    pub fn base_leaf(&self, path: &str, part: usize) -> Result<Option<BaseLeaf>> {
+        match &self.base {
+            Some(base) => self.runtime.block_on(base.leaf(path, part)),
+            None => Ok(None),
+        }
+    }
+
+    /// Nothing changed: the base's leaf is this backup's leaf.
+    pub fn name_again(&self, slot: LeafSlot, base: &BaseLeaf) -> Result<()> {
+        let LeafAt(_, offset, sealed_len, content_len, number) = base.at;
+        let at = FrameAt { pack: base.object, offset, sealed_len, content_len, number };
+        self.name_new(slot, &base.leaf, at)
+    }
+
+    pub fn name_new(&self, slot: LeafSlot, leaf: &Leaf, at: FrameAt) -> Result<()> {
+        let mut named = lock(&self.named);
+        named.packs.extend(leaf.frames.iter().map(|frame| frame.pack));
+        let place = named
+            .files
+            .get_mut(slot.file)
+            .and_then(|file| file.leaves.get_mut(slot.part))
+            .ok_or(Error::Stopped)?;
+        *place = Some(at);
+        Ok(())
+    }
+}
+
+/// The uploader's life. Its failure is recorded before the workers notice that nobody takes packs.
+async fn put_packs(
+    shared: Arc<Shared>,
+    stores: Vec<Store>,
+    mut packs: mpsc::Receiver<Pack>,
+) -> Result<Vec<(PackId, u64)>> {
+    let put = |bytes| {
+        shared.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
+    };
+    upload(&stores, &mut packs, put).await.inspect_err(|error| shared.fail(error.clone()))
+}
+
+/// A worker's life: files until there are no more, or until something goes wrong anywhere.
+fn work(shared: &Arc<Shared>, queue: &Mutex<mpsc::Receiver<Task>>) {
+    let mut worker = Worker::new(shared.clone());
+    let next = || lock(queue).blocking_recv();
+    while let Some(task) = next() {
+        if shared.is_stopped() {
+            return;
+        }
+        if let Err(error) = worker.store(&task) {
+            shared.fail(error);
+            return;
+        }
+    }
+    if !shared.is_stopped()
+        && let Err(error) = worker.finish()
+    {
+        shared.fail(error);
+    }
+}
