@@ -1,7 +1,6 @@
 //! What an agent is told when it starts: a TOML file, unknown keys refused, secrets in files of
 //! their own (issue 2 §1). `holdfast up` fills the same structure for its built-in site.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -38,8 +37,8 @@ pub struct AgentConfig {
     /// What clients on this node's network call it.
     #[serde(default = "default_host")]
     pub host: String,
-    /// Key-encryption keys: version → file. The last version in order wraps new keys.
-    pub key_encryption_keys: BTreeMap<String, PathBuf>,
+    /// Key-encryption keys, one file `{version}.key` each. The last version in order wraps new keys.
+    pub key_dir: PathBuf,
     /// Who runs PostgreSQL when the agent is root.
     #[serde(default = "default_service_user")]
     pub service_user: String,
@@ -75,9 +74,6 @@ impl AgentConfig {
         let (first, last) = self.port_range;
         if first < 1024 || last < first {
             return wrong(format!("port_range {first}–{last} is not a range above 1023"));
-        }
-        if self.key_encryption_keys.is_empty() {
-            return wrong("key_encryption_keys needs at least one version".into());
         }
         if self.max_jobs == 0 {
             return wrong("max_jobs must be at least 1".into());
@@ -119,7 +115,7 @@ mod tests {
     const MINIMAL: &str = r#"{
         "name": "n1", "region": "eastus2", "gateway": "https://127.0.0.1:7443",
         "ca_file": "ca.pem", "state_dir": "/var/lib/holdfast", "port_range": [5500, 5599],
-        "key_encryption_keys": {"1": "kek"}, "executable": "/usr/bin/holdfast"
+        "key_dir": "/etc/holdfast/keys", "executable": "/usr/bin/holdfast"
     }"#;
 
     #[test]

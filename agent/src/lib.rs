@@ -8,12 +8,15 @@
 //! The agent speaks SQL to managed servers only. It keeps them, and their streams, running without
 //! the control plane for as long as its cached keys and credentials last (RELIABILITY §5.3.8).
 
+pub mod assignments;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod credentials;
+pub mod equipment;
 pub mod error;
 pub mod fence;
+pub mod heartbeat;
 pub mod job;
 pub mod lease;
 pub mod node;
@@ -23,6 +26,7 @@ pub mod runtime;
 pub mod server;
 pub mod snapshot;
 pub mod stream;
+pub mod trace;
 pub mod work;
 
 pub use clock::Clock;

@@ -11,7 +11,7 @@ use std::path::Path;
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Client;
 
-use super::{AGENT_ROLE, connection, sql};
+use super::{AGENT_ROLE, OPERATOR_ROLE, connection, sql};
 use crate::error::{Error, Result};
 
 const FUNCTIONS: &str = include_str!("administrator.sql");
@@ -59,6 +59,7 @@ pub async fn ensure(
         ))
         .await
         .map_err(Error::postgres("give the administrator their rights"))?;
+    make_operator(&session, &role).await?;
     if major <= LAST_UNSAFE_CREATEROLE {
         install_functions(&session, &role).await?;
         drop(session);
@@ -66,6 +67,24 @@ pub async fn ensure(
         install_functions(&template, &role).await?;
     }
     Ok(())
+}
+
+/// The way in for whoever runs the agent on this machine, without the administrator's password: a
+/// role that `pg_hba.conf` lets in by peer on the socket only, and that *is* the administrator from
+/// its first statement on. What it makes belongs to the administrator; it can do nothing more.
+async fn make_operator(session: &Client, administrator: &str) -> Result<()> {
+    session
+        .batch_execute(&format!(
+            "DO $do$ BEGIN
+                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{OPERATOR_ROLE}') THEN
+                     CREATE ROLE {OPERATOR_ROLE} LOGIN NOINHERIT;
+                 END IF;
+             END $do$;
+             GRANT {administrator} TO {OPERATOR_ROLE};
+             ALTER ROLE {OPERATOR_ROLE} SET role = {administrator}"
+        ))
+        .await
+        .map_err(Error::postgres("make the operator's way in"))
 }
 
 /// Sets a password without ever sending it: what reaches the server (and, should anything log a
@@ -119,7 +138,10 @@ async fn install_functions(session: &Client, role: &str) -> Result<()> {
 /// A login that PostgreSQL or the agent keeps for itself.
 fn check_login(login: &str) -> Result<()> {
     let lower = login.to_ascii_lowercase();
-    if lower.starts_with("pg_") || [AGENT_ROLE, "public", "none"].contains(&lower.as_str()) {
+    if lower.starts_with("pg_")
+        || lower.starts_with(AGENT_ROLE)
+        || ["public", "none"].contains(&lower.as_str())
+    {
         return Err(Error::ReservedLogin(login.to_owned()));
     }
     Ok(())
@@ -153,6 +175,13 @@ mod tests {
         }
         assert!(cluster.connect_as("boss", "wrong", "postgres").await.is_err());
         assert!(cluster.connect_as(AGENT_ROLE, "wrong", "postgres").await.is_err());
+        // The operator's way in: the operating system's word instead of a password.
+        let operator = cluster.connect_as(OPERATOR_ROLE, "", "postgres").await.expect("by peer");
+        let row = operator
+            .query_one("SELECT current_user::text, session_user::text", &[])
+            .await
+            .expect("a row");
+        assert_eq!((row.get(0), row.get(1)), ("boss", OPERATOR_ROLE));
         let boss = cluster
             .connect_as("boss", password.expose_secret(), "postgres")
             .await
@@ -188,6 +217,10 @@ mod tests {
             "SET SESSION AUTHORIZATION holdfast",
             "GRANT pg_execute_server_program TO boss",
             "GRANT holdfast TO boss",
+            "GRANT holdfast_operator TO boss",
+            "DROP ROLE holdfast_operator",
+            "SELECT holdfast_admin.alter_role('holdfast_operator', 'x')",
+            "SELECT holdfast_admin.create_role('Holdfast_x')",
             "ALTER SYSTEM SET archive_mode = on",
             "CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'libc', 'system'",
             "CREATE FUNCTION holdfast_admin.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",

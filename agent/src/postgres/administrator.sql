@@ -20,7 +20,8 @@ BEGIN
         RAISE EXCEPTION 'role "%" does not exist', role_name USING ERRCODE = 'undefined_object';
     END IF;
     IF found.rolsuper OR found.rolreplication OR found.rolbypassrls OR found.rolcreaterole
-       OR found.rolname = 'holdfast' OR pg_catalog.starts_with(found.rolname::text, 'pg_')
+       OR pg_catalog.starts_with(found.rolname::text, 'holdfast')
+       OR pg_catalog.starts_with(found.rolname::text, 'pg_')
        OR EXISTS (SELECT FROM pg_catalog.pg_roles p
                    WHERE p.oid <> found.oid
                      AND p.rolname <> 'pg_database_owner'
@@ -45,7 +46,8 @@ $function$
 BEGIN
     IF role_name IS NULL OR role_name = '' OR pg_catalog.octet_length(role_name) > 63
        OR pg_catalog.starts_with(pg_catalog.lower(role_name), 'pg_')
-       OR pg_catalog.lower(role_name) IN ('holdfast', 'public', 'none') THEN
+       OR pg_catalog.starts_with(pg_catalog.lower(role_name), 'holdfast')
+       OR pg_catalog.lower(role_name) IN ('public', 'none') THEN
         RAISE EXCEPTION 'role name "%" is reserved', role_name USING ERRCODE = 'reserved_name';
     END IF;
     EXECUTE pg_catalog.format(

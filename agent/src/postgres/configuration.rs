@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{AGENT_ROLE, ServiceUser};
+use super::{AGENT_ROLE, OPERATOR_ROLE, ServiceUser};
 use crate::error::{Error, Result};
 
 /// What differs from server to server.
@@ -160,7 +160,8 @@ fn postgresql_conf(configuration: &ServerConfiguration) -> Result<String> {
     Ok(text)
 }
 
-/// The agent by peer on the socket and by nothing else; tenants by scram on the socket and loopback.
+/// The agent and the machine's operator by peer on the socket and by nothing else; tenants by scram
+/// on the socket and loopback.
 /// `all` as a database does not match replication, so nobody but the agent streams.
 fn pg_hba_conf() -> String {
     format!(
@@ -168,6 +169,8 @@ fn pg_hba_conf() -> String {
          local all         {AGENT_ROLE} peer map=holdfast\n\
          local replication {AGENT_ROLE} peer map=holdfast\n\
          host  all         {AGENT_ROLE} all reject\n\
+         local all         {OPERATOR_ROLE} peer map=holdfast\n\
+         host  all         {OPERATOR_ROLE} all reject\n\
          local all         all                 scram-sha-256\n\
          host  all         all    127.0.0.1/32 scram-sha-256\n\
          host  all         all    ::1/128      scram-sha-256\n"
@@ -183,7 +186,9 @@ fn pg_ident_conf(agent_os_user: &str) -> Result<String> {
         return Err(Error::Unquotable { what: "the agent's user name" });
     }
     Ok(format!(
-        "# Written by Holdfast; changes are undone.\nholdfast \"{agent_os_user}\" {AGENT_ROLE}\n"
+        "# Written by Holdfast; changes are undone.\n\
+         holdfast \"{agent_os_user}\" {AGENT_ROLE}\n\
+         holdfast \"{agent_os_user}\" {OPERATOR_ROLE}\n"
     ))
 }
 

@@ -31,5 +31,7 @@ pub use service_user::ServiceUser;
 /// The superuser of every managed server. The agent's own, by peer authentication; no tenant is ever
 /// a member of it (DESIGN §3.18).
 pub const AGENT_ROLE: &str = "holdfast";
+/// Becomes the administrator; for whoever runs the agent, by peer on the socket only.
+pub const OPERATOR_ROLE: &str = "holdfast_operator";
 /// The physical replication slot of every managed server (RELIABILITY §5.3.2).
 pub const SLOT: &str = "holdfast";

@@ -40,7 +40,8 @@ pub enum StopMode {
 }
 
 impl StopMode {
-    fn signal(self) -> Signal {
+    #[must_use]
+    pub fn signal(self) -> Signal {
         match self {
             Self::Fast => Signal::SIGINT,
             Self::Immediate => Signal::SIGQUIT,

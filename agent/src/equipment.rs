@@ -1,0 +1,165 @@
+//! What every server of a node shares: PostgreSQL's programs, the service user, keys, open stores, and
+//! the short directory for sockets.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use holdfast_domain::job::{Placement, VaultRef, WrappedKey};
+use holdfast_vault::key::{DataKey, KeyRing, load_wrapped_keys, put_wrapped_key};
+use holdfast_vault::store::Store;
+
+use crate::clock::Clock;
+use crate::config::AgentConfig;
+use crate::error::{Error, Result};
+use crate::postgres::service_user::create_passage;
+use crate::postgres::{Installation, ServiceUser, installation};
+
+#[derive(Debug)]
+pub struct Equipment {
+    pub config: AgentConfig,
+    pub clock: Clock,
+    pub user: ServiceUser,
+    pub installations: BTreeMap<u16, Installation>,
+    pub key_ring: KeyRing,
+    pub run_dir: PathBuf,
+    stores: Mutex<HashMap<String, Store>>,
+}
+
+impl Equipment {
+    pub async fn gather(config: AgentConfig, clock: Clock) -> Result<Self> {
+        config.check()?;
+        let user = ServiceUser::resolve(&config.service_user)?;
+        create_passage(&config.state_dir)?;
+        create_passage(&config.servers_dir())?;
+        let key_ring = KeyRing::load(&config.key_dir)?;
+        if key_ring.is_empty() {
+            return Err(Error::Configuration("key_dir holds no {version}.key file".into()));
+        }
+        Ok(Self {
+            run_dir: prepare_run_dir(&config)?,
+            installations: installation::discover(&config.pg_bin).await,
+            stores: Mutex::default(),
+            config,
+            clock,
+            user,
+            key_ring,
+        })
+    }
+
+    /// Opens stores once; later calls get the same ones.
+    pub fn stores(&self, vaults: &[VaultRef]) -> Result<Vec<Store>> {
+        if vaults.is_empty() {
+            return Err(Error::Configuration("a job names no vault".into()));
+        }
+        let mut open = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        vaults
+            .iter()
+            .map(|vault| {
+                if let Some(store) = open.get(&vault.url) {
+                    return Ok(store.clone());
+                }
+                let store = Store::open(&vault.url)?;
+                open.insert(vault.url.clone(), store.clone());
+                Ok(store)
+            })
+            .collect()
+    }
+
+    /// Puts a store in place of what a URL would open: tests wrap one with faults.
+    pub fn use_store(&self, url: &str, store: Store) {
+        self.stores
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(url.to_owned(), store);
+    }
+
+    pub fn data_key(&self, placement: &Placement, wrapped: &WrappedKey) -> Result<DataKey> {
+        Ok(self.key_ring.unwrap(wrapped, placement.incarnation)?)
+    }
+
+    /// The data key of a new incarnation: made, wrapped, and durable in every vault before anything is
+    /// sealed with it (DESIGN §3.14). A key that an earlier attempt left is used again, and completed
+    /// where a vault lacks it: objects may be sealed with it already.
+    pub async fn create_key(&self, placement: &Placement) -> Result<(DataKey, WrappedKey)> {
+        let incarnation = placement.incarnation;
+        let stores = self.stores(&placement.vaults)?;
+        let mut wrapped = load_wrapped_keys(&stores, incarnation).await?;
+        if wrapped.is_empty() {
+            let made = self.key_ring.wrap(&DataKey::generate()?, incarnation)?;
+            match put_wrapped_key(&stores, incarnation, &made).await {
+                Ok(()) => wrapped.push(made),
+                // Another attempt was faster; its key is the key.
+                Err(holdfast_vault::Error::Conflict { .. }) => {
+                    wrapped = load_wrapped_keys(&stores, incarnation).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut refused = None;
+        for candidate in wrapped.into_iter().rev() {
+            match self.key_ring.unwrap(&candidate, incarnation) {
+                Ok(key) => {
+                    put_wrapped_key(&stores, incarnation, &candidate).await?;
+                    return Ok((key, candidate));
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.map_or_else(
+            || Error::Configuration("the wrapped data key is not there after it was put".into()),
+            Error::from,
+        ))
+    }
+
+    /// A short directory of one purpose below the run directory, of the service user's.
+    pub fn socket_dir(&self, name: &str, mode: u32) -> Result<PathBuf> {
+        if name.is_empty() || name.len() > 40 || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Error::Unquotable { what: "a directory's name" });
+        }
+        let path = self.run_dir.join(name);
+        self.user.create_dir_with(&path, mode)?;
+        Ok(path)
+    }
+}
+
+/// Sockets need short paths (DESIGN §6): `/run/holdfast-{hash of the state directory}`, or the same in
+/// the temporary directory when `/run` is not ours to write.
+fn prepare_run_dir(config: &AgentConfig) -> Result<PathBuf> {
+    if let Some(path) = &config.run_dir {
+        return ours(path);
+    }
+    let state_dir = config
+        .state_dir
+        .canonicalize()
+        .map_err(Error::file("resolve", &config.state_dir))?;
+    let hash = uuid::Uuid::new_v5(
+        &uuid::Uuid::NAMESPACE_URL,
+        state_dir.as_os_str().as_encoded_bytes(),
+    );
+    let name = format!("holdfast-{}", &hash.simple().to_string()[..12]);
+    ours(&Path::new("/run").join(&name)).or_else(|_| ours(&std::env::temp_dir().join(&name)))
+}
+
+/// Makes the directory, or takes one that exists if it is truly ours: in a directory that everybody may
+/// write, somebody else could have been first.
+fn ours(path: &Path) -> Result<PathBuf> {
+    match std::fs::DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::file("create the directory", path)(error));
+        }
+        _ => {}
+    }
+    let metadata = std::fs::symlink_metadata(path).map_err(Error::file("look at", path))?;
+    if !metadata.is_dir()
+        || metadata.uid() != nix::unistd::geteuid().as_raw()
+        || metadata.mode() & 0o022 != 0
+    {
+        return Err(Error::Configuration(format!(
+            "{} exists and is not a directory of this agent's alone",
+            path.display()
+        )));
+    }
+    Ok(path.to_path_buf())
+}

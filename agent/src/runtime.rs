@@ -1,0 +1,156 @@
+//! An agent's process: what starts, in which order, and how it ends.
+//!
+//! Servers of the cache start before anybody is asked: a control plane that is away keeps no server down
+//! and no stream silent (RELIABILITY §5.3.8).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_domain::{BootId, NodeId};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Gateway;
+use crate::clock::Clock;
+use crate::config::AgentConfig;
+use crate::error::{Error, Result, chain};
+use crate::node::Node;
+use crate::{heartbeat, lease};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long jobs and reports may take to end before the servers are stopped anyway.
+const LEAVE_WITHIN: Duration = Duration::from_secs(20);
+
+/// A running agent. Dropped without [`Agent::stop`], its servers end as in a crash.
+#[derive(Debug)]
+pub struct Agent {
+    node: Arc<Node>,
+    gateway: Arc<Gateway>,
+    boot: BootId,
+    shutdown: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Agent {
+    /// Starts the cached servers, joins or re-joins, says hello once, and begins to work.
+    pub async fn start(config: AgentConfig, clock: Clock) -> Result<Self> {
+        Self::start_unless(config, clock, CancellationToken::new())
+            .await?
+            .ok_or(Error::Canceled)
+    }
+
+    /// `None` when the shutdown came first.
+    async fn start_unless(
+        config: AgentConfig,
+        clock: Clock,
+        shutdown: CancellationToken,
+    ) -> Result<Option<Self>> {
+        let node = Node::open(config.clone(), clock.clone()).await?;
+        let boot = BootId::new();
+        node.restore_from_cache().await;
+        let gateway = tokio::select! {
+            gateway = reach(&config, &clock, &node) => Arc::new(gateway?),
+            () = shutdown.cancelled() => {
+                node.shut_down().await;
+                return Ok(None);
+            }
+        };
+        match heartbeat::hello(&node, &gateway, boot).await {
+            Ok((wanted, asked)) => node.reconcile(wanted, asked).await,
+            Err(error) => tracing::warn!(error = chain(&error), "could not say hello"),
+        }
+        tracing::info!(node.id = %gateway.node(), node.name = config.name, "agent is up");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(heartbeat::keep_saying_hello(
+            Arc::clone(&node),
+            Arc::clone(&gateway),
+            boot,
+            shutdown.clone(),
+        ));
+        tasks.spawn(heartbeat::keep_telling_wal(
+            Arc::clone(&node),
+            Arc::clone(&gateway),
+            boot,
+            shutdown.clone(),
+        ));
+        tasks.spawn(heartbeat::keep_looking_after(Arc::clone(&node), shutdown.clone()));
+        tasks.spawn(lease::serve(
+            Arc::clone(&node),
+            Arc::clone(&gateway),
+            boot,
+            config.max_jobs,
+            shutdown.clone(),
+        ));
+        Ok(Some(Self {
+            node,
+            gateway,
+            boot,
+            shutdown,
+            tasks,
+        }))
+    }
+
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.gateway.node()
+    }
+
+    /// Says hello now instead of within half a minute.
+    pub async fn hello(&self) -> Result<()> {
+        let (wanted, asked) = heartbeat::hello(&self.node, &self.gateway, self.boot).await?;
+        self.node.reconcile(wanted, asked).await;
+        Ok(())
+    }
+
+    /// Ends jobs, stops every server with its last WAL in the store, and tells the scheduler of it.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        let left = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LEAVE_WITHIN, left).await.is_err() {
+            tracing::warn!("some work did not end in time");
+            self.tasks.abort_all();
+        }
+        self.node.shut_down().await;
+        let mut news = heartbeat::WalNews::default();
+        let last_word = news.tell(&self.node, &self.gateway, self.boot);
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(5), last_word).await {
+            tracing::info!(error = chain(&error), "the last WAL news is told after the next start");
+        }
+    }
+}
+
+/// Runs an agent until the token is cancelled.
+pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()> {
+    let started = Agent::start_unless(config, Clock::system(), shutdown.clone()).await?;
+    if let Some(agent) = started {
+        shutdown.cancelled().await;
+        agent.stop().await;
+    }
+    Ok(())
+}
+
+/// Joins, or finds the certificate of an earlier life. A scheduler that is not there yet is waited for;
+/// one that says no is not.
+async fn reach(config: &AgentConfig, clock: &Clock, node: &Node) -> Result<Gateway> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match Gateway::connect(config, clock.clone(), node.inventory()?).await {
+            Ok(gateway) => return Ok(gateway),
+            Err(error @ Error::Gateway { .. }) => {
+                tracing::warn!(error = chain(&error), "the scheduler cannot be reached yet");
+            }
+            Err(error @ Error::Refused { status: 500.., .. }) => {
+                tracing::warn!(error = chain(&error), "the scheduler is not ready yet");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
