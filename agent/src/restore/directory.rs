@@ -1,0 +1,154 @@
+//! Where a restore happens: a new directory of its own for every attempt (RELIABILITY §5.4.2).
+//!
+//! The name carries incarnation, job and epoch, so that no two attempts ever meet in one place. It
+//! is renamed to the server's own name last. What an earlier attempt left is ended and removed first;
+//! a recovery that failed is kept aside for diagnosis, the newest one of a server and no more, and is
+//! never started again.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use holdfast_domain::{IncarnationId, JobId};
+
+use crate::error::{Error, Result};
+use crate::node::Node;
+use crate::postgres::occupancy;
+use crate::postgres::service_user::create_passage;
+
+const FAILED: &str = ".failed";
+
+/// The directory of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Building {
+    root: PathBuf,
+}
+
+impl Building {
+    /// Makes it. Whatever has that name already – a directory, a file, a link – is an error.
+    pub fn create(node: &Node, incarnation: IncarnationId, job: JobId, epoch: i64) -> Result<Self> {
+        let root = node.building_dir(incarnation, job, epoch);
+        create_passage(&node.servers_dir())?;
+        // Others may pass through to the data directory, which is the service user's alone.
+        std::fs::DirBuilder::new()
+            .mode(0o711)
+            .create(&root)
+            .map_err(Error::file("create the directory", &root))?;
+        let building = Self { root };
+        node.service_user().create_dir(&building.data())?;
+        node.service_user().create_dir(&building.tablespaces())?;
+        // Plain WAL passes through here: for nobody but the agent.
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(building.spool())
+            .map_err(Error::file("create the directory", building.spool()))?;
+        Ok(building)
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// Beside the data directory; the links in `pg_tblspc` are relative, so that they survive the
+    /// last rename.
+    #[must_use]
+    pub fn tablespaces(&self) -> PathBuf {
+        self.root.join("tablespaces")
+    }
+
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
+
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.root.join("server.log")
+    }
+
+    /// Refuses before anything is written when the volume cannot take `bytes` and a tenth more.
+    pub fn require_space(&self, bytes: u64) -> Result<()> {
+        let needed = bytes.saturating_add(bytes / 10);
+        let volume = nix::sys::statvfs::statvfs(&self.root)
+            .map_err(|errno| Error::file("measure the free space of", &self.root)(errno.into()))?;
+        let free = u64::from(volume.blocks_available()).saturating_mul(volume.fragment_size());
+        if free >= needed {
+            return Ok(());
+        }
+        Err(Error::Failed {
+            code: "InsufficientStorage",
+            message: format!(
+                "the restore needs {needed} bytes on the node and {free} are free; \
+                 free some space or restore on another node"
+            ),
+            retryable: true,
+        })
+    }
+
+    /// Removes the attempt and everything in it.
+    pub async fn remove(self, node: &Node) -> Result<()> {
+        node.remove_dir(&self.root).await
+    }
+
+    /// Puts the attempt aside for diagnosis, without the WAL that it had spooled.
+    pub async fn keep_failed(self) -> Result<()> {
+        occupancy::evict(&self.data()).await?;
+        match tokio::fs::remove_dir_all(self.spool()).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("remove", self.spool())(error));
+            }
+            _ => {}
+        }
+        let kept = self.root.with_extension(&FAILED[1..]);
+        tokio::fs::rename(&self.root, &kept).await.map_err(Error::file("put aside", &self.root))
+    }
+}
+
+/// Ends and removes what earlier attempts of this server left. Of failed ones the newest may stay.
+pub async fn clear_earlier(node: &Node, incarnation: IncarnationId, keep_failed: bool) -> Result<()> {
+    let mut failed = failed(&node.servers_dir(), incarnation)?;
+    failed.sort_by_key(|path| epoch_in(path));
+    if keep_failed {
+        failed.pop();
+    }
+    for path in node.unfinished(incarnation)?.iter().chain(&failed) {
+        tracing::info!(path = %path.display(), "removing what an earlier attempt left");
+        node.remove_dir(path).await?;
+    }
+    Ok(())
+}
+
+fn failed(servers: &Path, incarnation: IncarnationId) -> Result<Vec<PathBuf>> {
+    let prefix = format!("{incarnation}.");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(servers).map_err(Error::file("list", servers))? {
+        let name = entry.map_err(Error::file("list", servers))?.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(FAILED)) {
+            found.push(servers.join(name));
+        }
+    }
+    Ok(found)
+}
+
+/// The epoch in `{incarnation}.{job}.{epoch}.failed`.
+fn epoch_in(path: &Path) -> i64 {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.rsplit('.').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_ordered_by_their_epoch() {
+        assert_eq!(epoch_in(Path::new("/s/a.b.12.failed")), 12);
+        assert_eq!(epoch_in(Path::new("/s/a.b.9.building")), 9);
+        assert_eq!(epoch_in(Path::new("/s/nonsense")), 0);
+    }
+}

@@ -1,0 +1,449 @@
+//! Builds a new server out of a backup and WAL, in exactly the order of RELIABILITY §5.4.
+//!
+//! Twice: each attempt has its own directory; a finished one is adopted with the outcome that it left
+//! beside its data. Half: the postmaster of an older attempt is ended and its directory removed
+//! first. The last rename makes the server visible, after everything that could still refuse it.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures::FutureExt as _;
+use holdfast_domain::job::{JobError, RestoreOutcome, RestoreSpec};
+use holdfast_domain::restore::RestoreTarget;
+use holdfast_vault::backup::{Manifest, RestoreInto, Restored, TablespaceRoot, restore_to};
+use holdfast_vault::key::DataKey;
+use holdfast_vault::store::Store;
+use holdfast_vault::wal::object::get_wal;
+use holdfast_vault::wal::target::{Search, Target, Until, resolve};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::job::JobContext;
+use crate::postgres::configuration::ServerConfiguration;
+use crate::postgres::{Postmaster, PostmasterSpec, StopMode};
+use crate::restore::directory::{Building, clear_earlier};
+use crate::restore::handover::{self, Handover, NewPassword};
+use crate::restore::parameters::{self, Current, Parameters};
+use crate::restore::patience::patiently;
+use crate::restore::plan::Plan;
+use crate::restore::progress::RestoreProgress;
+use crate::restore::recovery::{self, RecoveryConfiguration};
+use crate::restore::segment_source::{SegmentSource, missing_is_a_gap};
+use crate::restore::wal_server::WalServer;
+use crate::restore::{sample, tasks};
+use crate::server::ServerHandle;
+use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
+
+/// What a finished attempt leaves beside its data, so that a repeated job answers the same.
+const FINISHED: &str = "restored.json";
+const STOP_WITHIN: Duration = Duration::from_secs(300);
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// The outcome as far as it is known before the server first runs in production.
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    outcome: RestoreOutcome,
+    source_parameters: Parameters,
+    subscriptions: Vec<String>,
+    prepared_transactions: Vec<String>,
+    damaged_pages: usize,
+}
+
+pub async fn run(ctx: &JobContext, spec: RestoreSpec) -> Result<RestoreOutcome, JobError> {
+    let incarnation = spec.placement.incarnation;
+    let done = tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => Err(Error::Canceled),
+        done = restore(ctx, &spec) => done,
+    };
+    if matches!(done, Err(Error::Canceled)) {
+        // The recovery ended with its future; what it was building goes too.
+        clear_earlier(&ctx.node, incarnation, false).await?;
+    }
+    Ok(done?)
+}
+
+async fn restore(ctx: &JobContext, spec: &RestoreSpec) -> Result<RestoreOutcome> {
+    let node = &ctx.node;
+    let placement = &spec.placement;
+    let last = node.server_dir(placement.incarnation);
+    if let Some(finished) = read_finished(&last)? {
+        tracing::info!(incarnation = %placement.incarnation, "a finished restore is adopted");
+        return into_service(ctx, spec, finished).await;
+    }
+    if last.symlink_metadata().is_ok() {
+        return Err(Error::Failed {
+            code: "RestoreTargetExists",
+            message: "the new server's directory exists already and was not made by this restore".into(),
+            retryable: false,
+        });
+    }
+    clear_earlier(node, placement.incarnation, true).await?;
+
+    let building = Building::create(node, placement.incarnation, ctx.job, ctx.epoch)?;
+    let finished = match build(ctx, spec, &building).await {
+        Ok(finished) => finished,
+        Err(Failure { error, directory_tells: true }) => {
+            clear_failed(ctx, spec, building).await;
+            return Err(error);
+        }
+        Err(Failure { error, .. }) => {
+            if let Err(removing) = building.remove(node).await {
+                tracing::warn!(error = %removing, "an unfinished restore could not be removed");
+            }
+            return Err(error);
+        }
+    };
+    write_finished(building.root(), &finished)?;
+    ctx.check()?;
+    node.publish(placement, building.root()).await?;
+    into_service(ctx, spec, finished).await
+}
+
+/// A failed build, and whether its directory is worth keeping for a diagnosis.
+struct Failure {
+    error: Error,
+    directory_tells: bool,
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), directory_tells: false }
+    }
+}
+
+async fn clear_failed(ctx: &JobContext, spec: &RestoreSpec, building: Building) {
+    let kept = async {
+        building.keep_failed().await?;
+        clear_earlier(&ctx.node, spec.placement.incarnation, true).await
+    };
+    if let Err(error) = kept.await {
+        tracing::warn!(%error, "a failed restore could not be put aside");
+    }
+}
+
+/// Everything from the empty directory to a recovered, verified, stopped cluster in it.
+async fn build(ctx: &JobContext, spec: &RestoreSpec, building: &Building) -> Result<Finished, Failure> {
+    let progress = RestoreProgress::new(ctx);
+    let source = &spec.source;
+    let stores = ctx.node.stores(&source.vaults)?;
+    let data_key = ctx.node.key_ring().unwrap(&source.wrapped_key, source.incarnation)?;
+
+    let manifest = patiently("the backup's manifest", || async {
+        Ok(Manifest::load(&stores, &data_key, source.incarnation, &source.manifest).await?)
+    })
+    .await?;
+    agree(spec, &manifest)?;
+    let target = find_target(spec, &stores, &data_key).await?;
+    let plan = Arc::new(Plan::build(source, target)?);
+    building.require_space(manifest.logical_bytes().saturating_add(plan.wal_bytes()))?;
+    progress.planned(manifest.logical_bytes(), plan.wal_bytes());
+    tracing::info!(
+        target = ?plan.target, end = ?plan.end, segments = plan.segments.len(), "restore planned"
+    );
+
+    let restored = copy_data(building, &manifest, &stores, &data_key, &progress).await?;
+    let control = ControlFile::parse(restored.pg_control.to_vec()).map_err(|_| damaged_control())?;
+    if control.system_identifier() != manifest.meta.system_identifier {
+        return Err(damaged_control().into());
+    }
+    let source_parameters =
+        parameters::of_directory(&building.data()).map_err(Error::file("read", building.data()))?;
+
+    let recovered = Recovery { ctx, spec, building, manifest: &manifest, plan: &plan, progress: &progress };
+    recovered
+        .run(stores, data_key, control, source_parameters, restored.bytes)
+        .await
+        .map_err(|error| Failure { directory_tells: !matches!(error, Error::Canceled), error })
+}
+
+/// The catalogue and the manifest have to tell of the same backup.
+fn agree(spec: &RestoreSpec, manifest: &Manifest) -> Result<()> {
+    let (source, meta) = (&spec.source, &manifest.meta);
+    let same = meta.start_lsn == source.backup_start
+        && meta.stop_lsn == source.backup_stop
+        && meta.timeline == source.backup_timeline
+        && meta.wal_segment_bytes == source.wal_segment_bytes;
+    if same {
+        return Ok(());
+    }
+    Err(Error::Failed {
+        code: "BackupCorrupted",
+        message: "the manifest in the store describes another backup than the catalogue".into(),
+        retryable: false,
+    })
+}
+
+fn damaged_control() -> Error {
+    Error::Failed {
+        code: "BackupCorrupted",
+        message: "the control file in the backup is damaged".into(),
+        retryable: false,
+    }
+}
+
+/// From what was asked to a position in the log (RELIABILITY §5.5).
+async fn find_target(spec: &RestoreSpec, stores: &[Store], data_key: &DataKey) -> Result<Target> {
+    let until = match spec.target {
+        RestoreTarget::Backup(_) => return Ok(Target::Immediate),
+        RestoreTarget::Latest => Until::Latest,
+        RestoreTarget::At(instant) => Until::At(instant),
+    };
+    let source = &spec.source;
+    let search = Search {
+        objects: &source.wal,
+        lineage: &source.lineage,
+        timeline: source.timeline,
+        backup_timeline: source.backup_timeline,
+        backup_stop: source.backup_stop,
+        until,
+    };
+    patiently("the WAL around the target", || async {
+        let fetch = |object: holdfast_domain::wal::WalObject| {
+            async move { get_wal(stores, data_key, &object).await }.boxed()
+        };
+        resolve(&search, fetch).await.map_err(missing_is_a_gap)
+    })
+    .await
+}
+
+async fn copy_data(
+    building: &Building,
+    manifest: &Manifest,
+    stores: &[Store],
+    data_key: &DataKey,
+    progress: &RestoreProgress<'_>,
+) -> Result<Restored> {
+    let written = Arc::new(AtomicU64::new(0));
+    let (data, tablespaces) = (building.data(), building.tablespaces());
+    let into = RestoreInto {
+        dir: &data,
+        tablespaces: Some(TablespaceRoot {
+            write_below: &tablespaces,
+            link_to: Path::new("../../tablespaces"),
+        }),
+    };
+    let count = Arc::clone(&written);
+    let copying = restore_to(
+        into,
+        manifest,
+        stores,
+        data_key,
+        |_: &str| true,
+        move |done, _| count.store(done, Ordering::Relaxed),
+    );
+    tokio::pin!(copying);
+    let mut tick = tokio::time::interval(PROGRESS_EVERY);
+    loop {
+        tokio::select! {
+            restored = &mut copying => return Ok(restored?),
+            _ = tick.tick() => progress.copied(written.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// The part of a restore in which PostgreSQL runs on what is being built.
+struct Recovery<'a> {
+    ctx: &'a JobContext,
+    spec: &'a RestoreSpec,
+    building: &'a Building,
+    manifest: &'a Manifest,
+    plan: &'a Arc<Plan>,
+    progress: &'a RestoreProgress<'a>,
+}
+
+impl Recovery<'_> {
+    async fn run(
+        &self,
+        stores: Vec<Store>,
+        data_key: DataKey,
+        control: ControlFile,
+        source_parameters: Parameters,
+        bytes_restored: u64,
+    ) -> Result<Finished> {
+        let (node, placement) = (&self.ctx.node, &self.spec.placement);
+        let user = node.service_user();
+        let meta = &self.manifest.meta;
+        let major = placement.major;
+        let data = self.building.data();
+        let catalog_version = control.catalog_version();
+        let private = node.private_dir(&format!("r{}", self.ctx.job.0.simple()))?;
+
+        let source =
+            SegmentSource::new(Arc::clone(self.plan), stores, data_key, self.building.spool());
+        let server = WalServer::start(&private, self.ctx.epoch, user, Arc::clone(self.plan), source)?;
+        let production = ServerConfiguration {
+            major,
+            port: placement.port,
+            socket_dir: private.clone(),
+            cluster_name: placement.incarnation.to_string(),
+            agent_os_user: user.agent_name().to_owned(),
+        };
+        RecoveryConfiguration {
+            production: &production,
+            plan: self.plan,
+            executable: node.executable(),
+            wal_socket: server.socket(),
+            max_prepared_transactions: source_parameters
+                .get("max_prepared_transactions")
+                .and_then(|value| value.parse().ok()),
+        }
+        .write(&data, user)?;
+        self.place_labels(control)?;
+        let (owner, root) = (user.clone(), self.building.root().to_owned());
+        tokio::task::spawn_blocking(move || {
+            owner.chown_tree(&root.join("data"))?;
+            owner.chown_tree(&root.join("tablespaces"))
+        })
+        .await??;
+
+        let installation = node.installation(major)?;
+        let minor_version = installation.minor.clone();
+        let postmaster = Postmaster::spawn(&PostmasterSpec {
+            installation,
+            data_dir: data.clone(),
+            log_file: self.building.log(),
+            socket_dir: private.clone(),
+            port: placement.port,
+            user: user.clone(),
+            settings: Vec::new(),
+        })
+        .await?;
+        recovery::replay(&postmaster, self.plan, &server, self.progress).await?;
+        let end = recovery::verify_end(&data, self.plan)?;
+        let restored_to = self.restored_to();
+        self.progress.finishing(restored_to);
+
+        let password = self.spec.administrator_password.clone().map(SecretString::from);
+        let handed_over = handover::clean(
+            &private,
+            placement.port,
+            major,
+            password.as_ref().map(|password| NewPassword {
+                login: &self.spec.administrator_login,
+                password,
+            }),
+        )
+        .await?;
+        postmaster.stop(StopMode::Fast, STOP_WITHIN).await?;
+        drop(server);
+        if meta.data_checksums {
+            let known = meta.corrupt_pages.clone();
+            tokio::task::spawn_blocking(move || sample::check(&data, major, catalog_version, &known))
+                .await??;
+        }
+        tokio::fs::remove_dir_all(self.building.spool())
+            .await
+            .map_err(Error::file("remove", self.building.spool()))?;
+
+        let (_, wrapped_key) = node.create_key(placement).await?;
+        Ok(Finished {
+            outcome: RestoreOutcome {
+                restored_to,
+                target_lsn: match self.plan.target {
+                    Target::Immediate => None,
+                    Target::Lsn { target, .. } => Some(target),
+                },
+                switch_lsn: end.switch,
+                timeline: self.plan.new_timeline(),
+                system_identifier: meta.system_identifier,
+                minor_version,
+                wrapped_key,
+                wal_segment_bytes: meta.wal_segment_bytes,
+                bytes_restored,
+                wal_bytes_replayed: self.plan.wal_bytes(),
+                post_restore_tasks: Vec::new(),
+                parameter_differences: Parameters::new(),
+            },
+            source_parameters,
+            subscriptions: handed_over.subscriptions,
+            prepared_transactions: handed_over.prepared_transactions,
+            damaged_pages: meta.corrupt_pages.len(),
+        })
+    }
+
+    /// The label says where recovery begins; the control file comes last and cannot start a cluster
+    /// without it. Tablespaces need no map: their links were made where they will stay.
+    fn place_labels(&self, control: ControlFile) -> Result<()> {
+        let data = self.building.data();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = data.join(name);
+            std::fs::write(&path, bytes).map_err(Error::file("write", path))
+        };
+        put("backup_label", &self.manifest.meta.backup_label)?;
+        put(CONTROL_FILE, control.with_impossible_checkpoint().bytes())
+    }
+
+    /// The instant that the reached state stands for (DESIGN §3.6).
+    fn restored_to(&self) -> DateTime<Utc> {
+        let backup = self.manifest.meta.completed_time;
+        match (self.spec.target, &self.plan.target) {
+            (RestoreTarget::At(instant), _) => instant,
+            (RestoreTarget::Latest, Target::Lsn { stamp, .. }) => backup.max(*stamp),
+            (RestoreTarget::Latest, Target::Immediate) | (RestoreTarget::Backup(_), _) => backup,
+        }
+    }
+}
+
+/// First start in production: our configuration, a slot and a stream of its own.
+async fn into_service(ctx: &JobContext, spec: &RestoreSpec, finished: Finished) -> Result<RestoreOutcome> {
+    let mut outcome = finished.outcome;
+    let server = ctx.node.start_server(&spec.placement, &outcome.wrapped_key).await?;
+    let current = current_parameters(&server).await?;
+    outcome.parameter_differences = parameters::differences(&finished.source_parameters, &current);
+    let handover = Handover {
+        subscriptions: finished.subscriptions,
+        prepared_transactions: finished.prepared_transactions,
+        slots_dropped: 0,
+    };
+    outcome.post_restore_tasks = tasks::after_restore(
+        &spec.source.server_name,
+        &spec.placement.server_name,
+        &outcome.parameter_differences,
+        &handover,
+        finished.damaged_pages,
+    );
+    Ok(outcome)
+}
+
+async fn current_parameters(server: &ServerHandle) -> Result<std::collections::BTreeMap<String, Current>> {
+    let rows = server
+        .connect()
+        .await?
+        .query("SELECT name, coalesce(current_setting(name, true), ''), coalesce(setting, ''), unit FROM pg_settings", &[])
+        .await
+        .map_err(Error::postgres("read the new server's parameters"))?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), Current { shown: row.get(1), raw: row.get(2), unit: row.get(3) }))
+        .collect())
+}
+
+fn read_finished(directory: &Path) -> Result<Option<Finished>> {
+    let path = directory.join(FINISHED);
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
+}
+
+fn write_finished(directory: &Path, finished: &Finished) -> Result<()> {
+    let path = directory.join(FINISHED);
+    let bytes = serde_json::to_vec(finished)
+        .map_err(|error| Error::file("write", &path)(std::io::Error::other(error)))?;
+    // The source's parameters are nobody else's business.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|mut file| file.write_all(&bytes))
+        .map_err(Error::file("write", path))
+}
