@@ -93,7 +93,7 @@ impl Worker {
             let slot = LeafSlot { file: task.file, part: part as usize };
             self.store_part(task, slot, start, bytes)?;
         }
-        self.shared.files_done.fetch_add(1, Ordering::Relaxed);
+        self.shared.file_done();
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use holdfast_domain::job::{ManifestRef, ObjectRef};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::base::{BaseIndex, BaseLeaf};
@@ -72,6 +72,8 @@ pub(crate) struct Shared {
     pub leaves: PackAppender,
     pub bytes_read: AtomicU64,
     pub files_done: AtomicU64,
+    /// A file was read to its end, or the work stopped.
+    turned: Notify,
     stored_bytes: AtomicU64,
     base: Option<BaseIndex>,
     runtime: Handle,
@@ -115,6 +117,7 @@ impl BackupWriter {
             }),
             bytes_read: AtomicU64::new(0),
             files_done: AtomicU64::new(0),
+            turned: Notify::new(),
             stored_bytes: AtomicU64::new(0),
             base,
             runtime: Handle::current(),
@@ -205,6 +208,25 @@ impl BackupWriter {
                 tasks.send(task).await.map_err(|_| self.shared.failure())
             }
             _ => Err(self.shared.failure()),
+        }
+    }
+
+    /// Waits until every file added so far has been read to its end and its pages were checked. What
+    /// was read may still be on its way to the vaults. A backup must not end in PostgreSQL before.
+    pub async fn settle(&self) -> Result<()> {
+        loop {
+            let turned = self.shared.turned.notified();
+            tokio::pin!(turned);
+            // From here on no turn is missed.
+            turned.as_mut().enable();
+            if self.shared.is_stopped() {
+                return Err(self.shared.failure());
+            }
+            let added = lock(&self.shared.named).files.len() as u64;
+            if self.shared.files_done.load(Ordering::Acquire) == added {
+                return Ok(());
+            }
+            turned.await;
         }
     }
 
@@ -324,6 +346,13 @@ impl Shared {
 
     fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
+        self.turned.notify_waiters();
+    }
+
+    /// A worker has read a file to its end.
+    pub fn file_done(&self) {
+        self.files_done.fetch_add(1, Ordering::Release);
+        self.turned.notify_waiters();
     }
 
     fn fail(&self, error: Error) {
