@@ -91,7 +91,7 @@ impl fmt::Debug for KeyRing {
 
 impl KeyRing {
     /// Reads every `{version}.key` of a directory: 32 bytes as base64 or hexadecimal text.
-    /// Versions sort as text; the last one wraps.
+    /// The newest version wraps: the largest number, or the last text if they are not all numbers.
     pub fn load(dir: &Path) -> Result<Self> {
         let read = |what: &str| {
             let what = what.to_owned();
@@ -163,9 +163,17 @@ impl KeyRing {
         self.keys.keys().map(String::as_str)
     }
 
+    fn newest(&self) -> Option<(&String, &Zeroizing<[u8; KEY_BYTES]>)> {
+        let number = |version: &str| version.parse::<u64>().ok();
+        self.keys.iter().max_by(|(a, _), (b, _)| match (number(a), number(b)) {
+            (Some(a), Some(b)) => a.cmp(&b),
+            _ => a.cmp(b),
+        })
+    }
+
     /// Wraps under the newest key.
     pub fn wrap(&self, key: &DataKey, incarnation: IncarnationId) -> Result<WrappedKey> {
-        let (version, kek) = self.keys.last_key_value().ok_or_else(|| Error::KeyUnavailable {
+        let (version, kek) = self.newest().ok_or_else(|| Error::KeyUnavailable {
             version: "any".to_owned(),
         })?;
         let mut wrapped = Vec::with_capacity(WRAP_BYTES);
@@ -412,6 +420,8 @@ mod tests {
         let old = ring(&[("2026-01", 1)]).wrap(&key, incarnation).unwrap();
         let new = both.wrap(&key, incarnation).unwrap();
         assert_eq!(new.kek_version, "2026-02");
+        let tenth = ring(&[("9", 1), ("10", 2)]).wrap(&key, incarnation).unwrap();
+        assert_eq!(tenth.kek_version, "10", "numbers are compared as numbers");
         for wrapped in [old, new] {
             assert_eq!(both.unwrap(&wrapped, incarnation).unwrap().id(), key.id());
         }

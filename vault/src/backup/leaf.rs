@@ -255,3 +255,85 @@ impl<T: Copy + Eq + Hash> Table<T> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEY: &str = "leaves/a/b.1/0";
+
+    prop_compose! {
+        fn any_leaf()(
+            origins in 1u32..4,
+            frames in proptest::collection::vec((0u32..4, 0u32..5, 80u32..1 << 20, 1u32..=128, any::<u64>()), 1..20),
+            runs in proptest::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 1u32..200), 1..40),
+            hash in any::<u8>(),
+        ) -> Leaf {
+            let frames: Vec<FrameAt> = frames
+                .into_iter()
+                .map(|(origin, number, offset, pages, frame)| FrameAt {
+                    pack: PackId {
+                        origin: Origin {
+                            job: JobId(Uuid::from_u128(u128::from(origin % origins))),
+                            epoch: i64::from(origin),
+                            salt: [origin as u8; 32],
+                        },
+                        number,
+                    },
+                    offset,
+                    sealed_len: pages * 100 + FRAME_OVERHEAD as u32,
+                    content_len: pages * PAGE_BYTES as u32,
+                    number: frame,
+                })
+                .collect();
+            let mut next = 0;
+            let runs: Vec<Run> = runs
+                .into_iter()
+                .map(|(frame, zeros, pages)| {
+                    let index = frame.index(frames.len());
+                    let room = frames[index].content_len / PAGE_BYTES as u32;
+                    let pages = if zeros { pages } else { pages.min(room) };
+                    let first_page = next;
+                    next += pages;
+                    let frame = (!zeros).then_some(index as u32);
+                    Run { first_page, pages, frame, slot: if zeros { 0 } else { room - pages } }
+                })
+                .collect();
+            Leaf { frames, runs, hashes: (0..next).map(|page| [hash ^ page as u8; 16]).collect() }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_leaf_reads_back_as_it_was_written(leaf in any_leaf()) {
+            let bytes = leaf.encode();
+            prop_assume!(leaf.frames.len() <= leaf.hashes.len());
+            let read = Leaf::decode(&bytes, KEY).unwrap();
+            prop_assert_eq!(&read, &leaf);
+            prop_assert_eq!(read.places().count(), leaf.hashes.len());
+        }
+
+        #[test]
+        fn a_changed_leaf_never_panics_and_never_points_outside(
+            leaf in any_leaf(),
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = leaf.encode();
+            prop_assert!(Leaf::decode(&bytes[..cut.index(bytes.len())], KEY).is_err());
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if let Ok(read) = Leaf::decode(&bytes, KEY) {
+                prop_assert_eq!(read.places().count(), read.hashes.len());
+                for (frame, slot) in read.places().flatten() {
+                    let frame = &read.frames[frame as usize];
+                    prop_assert!((slot as usize + 1) * PAGE_BYTES <= frame.content_len as usize);
+                }
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use holdfast_domain::job::{ManifestRef, ObjectRef};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::base::{BaseIndex, BaseLeaf};
 use super::leaf::{FrameAt, Leaf, PackId};
@@ -77,7 +78,7 @@ pub(crate) struct Shared {
     stored_bytes: AtomicU64,
     base: Option<BaseIndex>,
     runtime: Handle,
-    stopped: AtomicBool,
+    stopped: CancellationToken,
     /// The first thing that went wrong.
     failure: Mutex<Option<Error>>,
     named: Mutex<Named>,
@@ -121,7 +122,7 @@ impl BackupWriter {
             stored_bytes: AtomicU64::new(0),
             base,
             runtime: Handle::current(),
-            stopped: AtomicBool::new(false),
+            stopped: CancellationToken::new(),
             failure: Mutex::default(),
             named: Mutex::default(),
         });
@@ -341,11 +342,11 @@ impl Drop for BackupWriter {
 
 impl Shared {
     pub fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
+        self.stopped.is_cancelled()
     }
 
     fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.stopped.cancel();
         self.turned.notify_waiters();
     }
 
@@ -369,7 +370,10 @@ impl Shared {
 
     pub fn base_leaf(&self, path: &str, part: usize) -> Result<Option<BaseLeaf>> {
         match &self.base {
-            Some(base) => self.runtime.block_on(base.leaf(path, part)),
+            Some(base) => self
+                .runtime
+                .block_on(self.stopped.run_until_cancelled(base.leaf(path, part)))
+                .unwrap_or(Err(Error::Stopped)),
             None => Ok(None),
         }
     }

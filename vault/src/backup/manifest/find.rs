@@ -18,6 +18,7 @@ pub async fn find_manifest(
     backup: BackupId,
 ) -> Result<Option<FinishedBackup>> {
     let mut found: Option<(u32, bytes::Bytes, Manifest)> = None;
+    let mut damaged = None;
     for store in stores {
         for object in store.list(&layout::manifests_of(incarnation, backup)).await? {
             let Some((_, _, generation)) = layout::parse_manifest(&object.key) else {
@@ -26,18 +27,21 @@ pub async fn find_manifest(
             if found.as_ref().is_some_and(|(newest, ..)| *newest >= generation) {
                 continue;
             }
-            let bytes = match store.get(&object.key).await {
-                Ok(bytes) => bytes,
+            let opened = store.get(&object.key).await.and_then(|bytes| {
+                Manifest::open(data_key, incarnation, backup, generation, &bytes).map(|manifest| (bytes, manifest))
+            });
+            match opened {
+                Ok((bytes, manifest)) => found = Some((generation, bytes, manifest)),
                 // Deleted between listing and reading.
-                Err(Error::NotFound { .. }) => continue,
+                Err(Error::NotFound { .. }) => {}
+                // Another vault's copy may be good.
+                Err(error @ Error::Corrupted { .. }) => damaged = Some(error),
                 Err(error) => return Err(error),
-            };
-            let manifest = Manifest::open(data_key, incarnation, backup, generation, &bytes)?;
-            found = Some((generation, bytes, manifest));
+            }
         }
     }
     let Some((_, bytes, manifest)) = found else {
-        return Ok(None);
+        return damaged.map_or(Ok(None), Err);
     };
     let named = manifest.reference(&bytes);
     let manifest_bytes = bytes.len() as u64;
