@@ -1,0 +1,172 @@
+//! `holdfast serve scheduler`, and what an installation consists of: regions, stores, nodes, owners.
+//! The scheduler writes those into the metadata store when it starts; taking a line out of the file
+//! takes nothing away.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use holdfast_domain::region::{Region, Site, canonical};
+use holdfast_domain::{SubscriptionId, VaultId};
+use serde::{Deserialize, Serialize};
+use url::Url;
+use uuid::Uuid;
+
+use super::Check;
+use super::database::DatabaseSection;
+use super::load::Problems;
+use crate::telemetry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerFile {
+    pub scheduler: SchedulerSection,
+    pub database: DatabaseSection,
+    #[serde(default = "built_in_regions")]
+    pub regions: Vec<Region>,
+    /// Stores, in each zone the one to write to first before the others.
+    #[serde(default)]
+    pub vaults: Vec<VaultSection>,
+    /// Nodes that may join.
+    #[serde(default)]
+    pub nodes: Vec<NodeSection>,
+    /// Who owns which subscription.
+    #[serde(default)]
+    pub owners: Vec<OwnerSection>,
+    #[serde(default)]
+    pub telemetry: telemetry::Settings,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerSection {
+    /// Where agents call.
+    pub listen: SocketAddr,
+    /// Names and addresses under which agents reach it; they stand in its certificate.
+    pub names: Vec<String>,
+    /// The installation's certificate authority; made when it is not there. The same for all schedulers.
+    pub authority_dir: PathBuf,
+    /// Certificates for other servers of the installation, written at each start.
+    #[serde(default)]
+    pub certificates: Vec<CertificateFor>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFor {
+    pub names: Vec<String>,
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultSection {
+    pub id: VaultId,
+    pub region: String,
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// `file:///…`, `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
+    pub url: Url,
+    /// 1 for a directory or a disk, 3 for an S3-class store.
+    pub own_copies: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    pub name: String,
+    pub region: String,
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Gets a token to join with at each start; the agent's `join_token_file`.
+    pub join_token_file: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnerSection {
+    /// `oid` of a user, a group or a service principal.
+    pub principal: Uuid,
+    pub subscription: SubscriptionId,
+    /// Made in the subscription's first region when it is not there.
+    #[serde(default)]
+    pub resource_groups: Vec<String>,
+}
+
+impl SchedulerFile {
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site { regions: self.regions.clone() }
+    }
+}
+
+pub(super) fn built_in_regions() -> Vec<Region> {
+    Site::built_in().regions
+}
+
+pub(super) fn check_regions(regions: &[Region], problems: &mut Problems) {
+    if regions.is_empty() {
+        problems.add("regions", "at least one is needed");
+    }
+    let mut names = BTreeSet::new();
+    for (nth, region) in regions.iter().enumerate() {
+        if region.name.is_empty() || region.name != canonical(&region.name) {
+            problems.add(&format!("regions.{nth}.name"), "lower-case and without spaces, please: eastus2");
+        }
+        if !names.insert(&region.name) {
+            problems.add(&format!("regions.{nth}.name"), "it is there twice");
+        }
+    }
+}
+
+fn check_place(
+    key: &str,
+    regions: &[Region],
+    region: &str,
+    zone: Option<&String>,
+    problems: &mut Problems,
+) {
+    match regions.iter().find(|known| known.name == region) {
+        None => problems.add(&format!("{key}.region"), format!("there is no region {region}")),
+        Some(known) => match zone {
+            Some(zone) if !known.zones.contains(zone) => {
+                problems.add(&format!("{key}.zone"), format!("{region} has no zone {zone}"));
+            }
+            None if !known.zones.is_empty() => {
+                problems.add(&format!("{key}.zone"), format!("{region} has zones: name one"));
+            }
+            _ => {}
+        },
+    }
+}
+
+impl Check for SchedulerFile {
+    fn check(&self, problems: &mut Problems) {
+        self.database.check(problems);
+        check_regions(&self.regions, problems);
+        if self.scheduler.names.is_empty() {
+            problems.add("scheduler.names", "agents need a name to verify");
+        }
+        for (nth, vault) in self.vaults.iter().enumerate() {
+            let key = format!("vaults.{nth}");
+            check_place(&key, &self.regions, &vault.region, vault.zone.as_ref(), problems);
+            if !matches!(vault.url.scheme(), "file" | "s3" | "az" | "gs") {
+                problems.add(&format!("{key}.url"), "file, s3, az and gs are the kinds of stores");
+            }
+            if vault.own_copies == 0 {
+                problems.add(&format!("{key}.own_copies"), "a store keeps at least one copy");
+            }
+            if self.vaults[..nth].iter().any(|other| other.id == vault.id) {
+                problems.add(&format!("{key}.id"), "it is there twice");
+            }
+        }
+        for (nth, node) in self.nodes.iter().enumerate() {
+            let key = format!("nodes.{nth}");
+            check_place(&key, &self.regions, &node.region, node.zone.as_ref(), problems);
+            if self.nodes[..nth].iter().any(|other| other.name == node.name) {
+                problems.add(&format!("{key}.name"), "it is there twice");
+            }
+        }
+    }
+}

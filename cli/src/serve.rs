@@ -1,0 +1,175 @@
+//! `holdfast serve …`: one part of an installation, told by a configuration file. The parts are those
+//! of the built-in site; here each is a process.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use chrono::TimeDelta;
+use holdfast_api::ApiConfig;
+use holdfast_api::auth::AuthConfig;
+use holdfast_control_plane::{Clock, ControlPlane, Policy};
+use holdfast_domain::activity::Caller;
+use holdfast_domain::redundancy::Vault;
+use holdfast_domain::role::{Role, RoleAssignment};
+use holdfast_scheduler::{Authority, SchedulerConfig};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use crate::config::{self, ApiFile, Config, SchedulerFile};
+use crate::exit::Failure;
+use crate::up::until_signalled;
+use crate::{state_dir, telemetry};
+
+/// An installation is started by hand, part after part.
+const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::hours(1);
+
+fn wrong_kind(file: &Path, config: &Config, wanted: &str) -> anyhow::Error {
+    let what = format!("{} is for `holdfast serve {}`, not {wanted}", file.display(), config.kind());
+    Failure::Usage(what).into()
+}
+
+fn load(file: &Path) -> Result<Config> {
+    config::load(file).with_context(|| format!("{} cannot be used", file.display()))
+}
+
+pub async fn api(file: &Path) -> Result<()> {
+    let config = match load(file)? {
+        Config::Api(config) => *config,
+        other => return Err(wrong_kind(file, &other, "api")),
+    };
+    let telemetry = telemetry::init(&config.telemetry)?;
+    let outcome = serve_api(&config).await;
+    telemetry.flush();
+    outcome
+}
+
+async fn serve_api(config: &ApiFile) -> Result<()> {
+    let shutdown = until_signalled()?;
+    let pool = config.database.pool()?;
+    let control_plane =
+        ControlPlane::connect(pool, Clock::wall(), config.site(), Policy::default()).await?;
+    let tls = match &config.api.tls {
+        None => None,
+        Some(tls) => {
+            let read = |path: &Path| {
+                std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+            };
+            Some((read(&tls.certificate_file)?, read(&tls.key_file)?))
+        }
+    };
+    let auth = AuthConfig {
+        jwks_file: config.api.auth.jwks_file.clone(),
+        issuer: config.api.auth.issuer.clone(),
+        audiences: config.api.auth.audiences.clone(),
+        tenant: config.api.auth.tenant.clone(),
+    };
+    let router =
+        holdfast_api::router(control_plane, auth, ApiConfig::new(config.api.public_url.clone()))?;
+    let listener = TcpListener::bind(config.api.listen)
+        .await
+        .with_context(|| format!("{} cannot be listened on", config.api.listen))?;
+    tracing::info!(address = %config.api.listen, "the API answers");
+    holdfast_api::serve(listener, tls, router, shutdown).await?;
+    Ok(())
+}
+
+pub async fn scheduler(file: &Path) -> Result<()> {
+    let config = match load(file)? {
+        Config::Scheduler(config) => *config,
+        other => return Err(wrong_kind(file, &other, "scheduler")),
+    };
+    let telemetry = telemetry::init(&config.telemetry)?;
+    let outcome = serve_scheduler(&config).await;
+    telemetry.flush();
+    outcome
+}
+
+async fn serve_scheduler(config: &SchedulerFile) -> Result<()> {
+    let shutdown = until_signalled()?;
+    let clock = Clock::wall();
+    let pool = config.database.pool()?;
+    // The scheduler brings the schema up to date: API replicas wait until it is theirs.
+    ControlPlane::migrate(&pool).await?;
+    let control_plane =
+        ControlPlane::connect(pool, clock.clone(), config.site(), Policy::default()).await?;
+    let authority = Authority::open_or_create(&config.scheduler.authority_dir, clock.now())?;
+    for wanted in &config.scheduler.certificates {
+        let made = authority.server_certificate(&wanted.names, clock.now())?;
+        // The key first: who sees the certificate finds its key.
+        state_dir::replace(&wanted.key_file, made.key_pem.as_bytes(), 0o600)?;
+        state_dir::replace(&wanted.certificate_file, made.certificate_pem.as_bytes(), 0o644)?;
+    }
+    furnish(&control_plane, config).await?;
+    let listener = TcpListener::bind(config.scheduler.listen)
+        .await
+        .with_context(|| format!("{} cannot be listened on", config.scheduler.listen))?;
+    tracing::info!(address = %config.scheduler.listen, "agents are served");
+    let settings = SchedulerConfig { gateway_names: config.scheduler.names.clone() };
+    let hints = control_plane.clone();
+    tokio::select! {
+        served = holdfast_scheduler::serve(control_plane, authority, settings, listener, shutdown) => Ok(served?),
+        // It ends with the connection, and what hints make faster is only slower without them.
+        () = follow_hints(hints) => bail!("hints ended"),
+    }
+}
+
+/// Hears what other processes wake each other up for.
+async fn follow_hints(control_plane: ControlPlane) {
+    loop {
+        if let Err(error) = control_plane.hints().follow(control_plane.pool()).await {
+            tracing::warn!(%error, "hints of other processes are not heard for a moment");
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    }
+}
+
+/// Writes what the file says into the metadata store. Any number of times, by any number of schedulers.
+async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result<()> {
+    for (nth, vault) in config.vaults.iter().enumerate() {
+        let vault = Vault {
+            id: vault.id,
+            region: vault.region.clone(),
+            zone: vault.zone.clone(),
+            url: vault.url.to_string(),
+            own_copies: vault.own_copies,
+            ordinal: u16::try_from(nth).context("there are too many vaults")?,
+        };
+        control_plane.register_vault(&vault).await?;
+    }
+    for owner in &config.owners {
+        control_plane.ensure_subscription(owner.subscription).await?;
+        let role = RoleAssignment {
+            principal: owner.principal.to_string(),
+            role: Role::Owner,
+            scope: format!("/subscriptions/{}", owner.subscription),
+        };
+        control_plane.assign_role(&role).await?;
+        let region = config.regions.first().map(|region| region.name.as_str());
+        for group in &owner.resource_groups {
+            if !control_plane.resource_group_exists(owner.subscription, group).await? {
+                let caller = Caller::service(Uuid::new_v4().to_string());
+                control_plane
+                    .put_resource_group(&caller, owner.subscription, group, region, None)
+                    .await?;
+            }
+        }
+    }
+    for node in &config.nodes {
+        let token = control_plane
+            .issue_join_token(&node.name, &node.region, node.zone.as_deref(), JOIN_TOKEN_LIFE)
+            .await?;
+        state_dir::replace(&node.join_token_file, format!("{token}\n").as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+pub async fn agent(file: &Path) -> Result<()> {
+    let config = match load(file)? {
+        Config::Agent(config) => *config,
+        other => return Err(wrong_kind(file, &other, "agent")),
+    };
+    let telemetry = telemetry::init(&config.telemetry)?;
+    let outcome = holdfast_agent::runtime::run(config.agent, until_signalled()?).await;
+    telemetry.flush();
+    Ok(outcome?)
+}

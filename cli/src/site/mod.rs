@@ -1,0 +1,329 @@
+//! Everything on one machine: what `up` runs (DESIGN §6).
+//!
+//! One process holds API, scheduler and an agent per zone; PostgreSQL – the metadata store and every
+//! managed server – runs in processes of its own, started and reaped by it. The parts are the same as in
+//! `serve` and speak to each other in the same way: agents fetch their work over mutual TLS.
+//!
+//! Read [`run`]: it is the order in which things start, and backwards the one in which they stop.
+
+mod executable;
+pub mod identity;
+pub mod metadata;
+mod nodes;
+pub mod service_users;
+pub mod token;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use chrono::TimeDelta;
+use holdfast_agent::AgentConfig;
+use holdfast_api::ApiConfig;
+use holdfast_control_plane::{Clock, ControlPlane, Policy};
+use holdfast_domain::activity::Caller;
+use holdfast_domain::node::NodeState;
+use holdfast_domain::region::Site;
+use holdfast_domain::role::{Role, RoleAssignment};
+use holdfast_scheduler::{Authority, SchedulerConfig};
+use holdfast_vault::KeyRing;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use uuid::Uuid;
+
+use self::identity::{Identity, Ports};
+use self::metadata::Metadata;
+use self::nodes::{AgentSetting, KEY_VERSION, Place};
+use crate::run_record::{self, RunRecord};
+use crate::state_dir::{self, StateDir, passage, private_dir};
+
+/// Loopback is all that the built-in site's agents need.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+/// The first start on a slow machine makes eight agents and a metadata store.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Servers get a fast shutdown and the time to make their last WAL durable.
+const AGENTS_STOP_WITHIN: Duration = Duration::from_secs(90);
+const SERVICES_STOP_WITHIN: Duration = Duration::from_secs(20);
+/// An agent that could not start tries again; the other ones are not concerned.
+const AGENT_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Long enough for a slow start, short enough to be worthless afterwards.
+const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::minutes(30);
+
+#[derive(Debug, Clone)]
+pub struct SiteOptions {
+    pub listen: SocketAddr,
+    /// Without TLS; only where nobody else listens in.
+    pub insecure_http: bool,
+}
+
+impl SiteOptions {
+    pub fn check(&self) -> Result<()> {
+        // The built-in issuer makes an Owner of whoever can read its key: fine for oneself only.
+        ensure!(
+            self.listen.ip().is_loopback(),
+            crate::exit::Failure::Usage(format!(
+                "`up` serves this machine only: {} is not a loopback address; use `holdfast serve` with a configuration file",
+                self.listen.ip()
+            ))
+        );
+        Ok(())
+    }
+}
+
+/// Runs the site until `shutdown`. `ready` is called once, when everything answers.
+pub async fn run(
+    state: &StateDir,
+    options: &SiteOptions,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(&RunRecord),
+) -> Result<()> {
+    options.check()?;
+    let state = &state.create()?;
+    let Some(_lock) = run_record::lock(state)? else {
+        bail!(crate::exit::Failure::Conflict(format!(
+            "a site already runs in {}",
+            state.path().display()
+        )));
+    };
+    let (identity, ports) = Identity::open_or_create(state)?;
+    let clock = Clock::wall();
+    let executable = executable::install(state)?;
+    let run_dir = state.create_run_dir()?;
+    let authority = Authority::open_or_create(&state.authority_dir(), clock.now())?;
+    state_dir::replace(&state.ca_file(), authority.ca_pem().as_bytes(), 0o644)?;
+    token::open_issuer(state)?;
+    private_dir(&state.keys_dir())?;
+    KeyRing::create(&state.keys_dir(), KEY_VERSION)?;
+    let users = tokio::task::spawn_blocking(service_users::resolve).await??;
+
+    // Early, so that a port that is taken is said before anything has been started.
+    let api_listener = listen(options.listen).await?;
+    let gateway_listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let gateway = Url::parse(&format!("https://{}", gateway_listener.local_addr()?))?;
+    let scheme = if options.insecure_http { "http" } else { "https" };
+    let url = format!("{scheme}://{}", api_listener.local_addr()?);
+    let record = RunRecord::of_this_process(url.clone(), false)?;
+    state_dir::write_json(&state.run_file(), &record)?;
+
+    let metadata = Metadata::start(state, &[], &run_dir, &users.metadata).await?;
+    let pool = metadata.pool();
+    ControlPlane::migrate(&pool).await?;
+    let site = Site::built_in();
+    let places = nodes::places(&site);
+    let control_plane =
+        ControlPlane::connect(pool.clone(), clock.clone(), site, Policy::default()).await?;
+    furnish(&control_plane, state, &identity, &places).await?;
+
+    let setting = AgentSetting {
+        state,
+        run_dir: &run_dir,
+        gateway: &gateway,
+        executable: &executable,
+        service_user: users.servers.name(),
+        ports: &ports,
+    };
+    let agents = admit(&control_plane, &setting, &places).await?;
+
+    // Three tokens, because they stop in this order: no new requests; agents, which report to the
+    // scheduler until they are gone; the scheduler.
+    let (stop_api, stop_agents, stop_scheduler) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let mut services: JoinSet<Result<&'static str>> = JoinSet::new();
+    let tls = match options.insecure_http {
+        true => None,
+        false => {
+            let names = loopback_names(options.listen);
+            Some(authority.server_certificate(&names, clock.now())?)
+        }
+    };
+    let auth = token::accepted(state, &identity);
+    let api = holdfast_api::router(control_plane.clone(), auth, ApiConfig::new(Url::parse(&url)?))?;
+    services.spawn({
+        let (tls, stop) = (tls.map(|it| (it.certificate_pem, it.key_pem)), stop_api.clone());
+        async move {
+            holdfast_api::serve(api_listener, tls, api, stop).await.context("the API ended")?;
+            Ok("the API")
+        }
+    });
+    services.spawn({
+        let (control_plane, stop) = (control_plane.clone(), stop_scheduler.clone());
+        let config = SchedulerConfig { gateway_names: LOOPBACK.map(str::to_owned).to_vec() };
+        async move {
+            holdfast_scheduler::serve(control_plane, authority, config, gateway_listener, stop)
+                .await
+                .context("the scheduler ended")?;
+            Ok("the scheduler")
+        }
+    });
+    let mut running_agents: JoinSet<()> = JoinSet::new();
+    for config in agents {
+        running_agents.spawn(keep_agent(config, stop_agents.clone()));
+    }
+
+    let outcome = tokio::select! {
+        outcome = serve_until(&control_plane, state, record, places.len(), &shutdown, ready) => outcome,
+        ended = services.join_next() => Err(match ended {
+            Some(Ok(Ok(what))) => anyhow!("{what} ended by itself"),
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => error.into(),
+            None => anyhow!("nothing was running"),
+        }),
+    };
+
+    tracing::info!("stopping");
+    stop_api.cancel();
+    stop_agents.cancel();
+    all_ended("agents", &mut running_agents, AGENTS_STOP_WITHIN).await;
+    stop_scheduler.cancel();
+    all_ended("services", &mut services, SERVICES_STOP_WITHIN).await;
+    drop(control_plane);
+    if tokio::time::timeout(SERVICES_STOP_WITHIN, pool.close()).await.is_err() {
+        tracing::warn!("connections to the metadata store are still in use");
+    }
+    metadata.stop().await;
+    let _ = std::fs::remove_file(state.run_file());
+    outcome
+}
+
+/// Says that the site is ready when it is, then waits for its end.
+async fn serve_until(
+    control_plane: &ControlPlane,
+    state: &StateDir,
+    record: RunRecord,
+    agents: usize,
+    shutdown: &CancellationToken,
+    ready: impl FnOnce(&RunRecord),
+) -> Result<()> {
+    let answered = tokio::select! {
+        answered = tokio::time::timeout(READY_WITHIN, everything_answers(control_plane, agents)) => answered,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    answered.map_err(|_| {
+        crate::exit::Failure::TooLong(format!(
+            "not everything answered within {} s; see {}",
+            READY_WITHIN.as_secs(),
+            state.log_file().display()
+        ))
+    })??;
+    let record = RunRecord { ready: true, ..record };
+    state_dir::write_json(&state.run_file(), &record)?;
+    ready(&record);
+    shutdown.cancelled().await;
+    Ok(())
+}
+
+/// The API asks no more of itself than this before it says that it is ready; agents are Up from their
+/// first hello of this life on, and they say it when their servers were started.
+async fn everything_answers(control_plane: &ControlPlane, agents: usize) -> Result<()> {
+    let since = control_plane.clock().now();
+    loop {
+        let nodes = control_plane.nodes().await?;
+        let up = nodes.iter().filter(|view| {
+            view.node.state == NodeState::Up && view.last_seen.is_some_and(|seen| seen >= since)
+        });
+        if up.count() >= agents && control_plane.check_schema().await? {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn loopback_names(listen: SocketAddr) -> Vec<String> {
+    let mut names: Vec<String> = LOOPBACK.map(str::to_owned).to_vec();
+    let address = listen.ip().to_string();
+    if !names.contains(&address) {
+        names.push(address);
+    }
+    names
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let what = format!("{address} cannot be listened on ({error}): choose another with --listen");
+        crate::exit::Failure::Conflict(what).into()
+    })
+}
+
+/// What a site has from the start: a subscription with its owner, a resource group, its stores.
+async fn furnish(
+    control_plane: &ControlPlane,
+    state: &StateDir,
+    identity: &Identity,
+    places: &[Place],
+) -> Result<()> {
+    passage(&state.nodes_dir())?;
+    private_dir(&state.vaults_dir())?;
+    control_plane.ensure_subscription(identity.subscription).await?;
+    let owner = RoleAssignment {
+        principal: identity.administrator.to_string(),
+        role: Role::Owner,
+        scope: format!("/subscriptions/{}", identity.subscription),
+    };
+    control_plane.assign_role(&owner).await?;
+    let group = &identity.resource_group;
+    if !control_plane.resource_group_exists(identity.subscription, group).await? {
+        let region = places.first().map(|place| place.region.as_str());
+        let caller = Caller::service(Uuid::new_v4().to_string());
+        control_plane
+            .put_resource_group(&caller, identity.subscription, group, region, None)
+            .await?;
+    }
+    for place in places {
+        for vault in nodes::vaults(state, identity, place)? {
+            control_plane.register_vault(&vault).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives every agent a token to join with. An agent that has a certificate does not look at it; one
+/// whose certificate ran out while the site was down does.
+async fn admit(
+    control_plane: &ControlPlane,
+    setting: &AgentSetting<'_>,
+    places: &[Place],
+) -> Result<Vec<AgentConfig>> {
+    let mut agents = Vec::with_capacity(places.len());
+    for (nth, place) in (0..).zip(places) {
+        passage(&setting.node_dir(place))?;
+        let token = control_plane
+            .issue_join_token(&place.node_name(), &place.region, place.zone.as_deref(), JOIN_TOKEN_LIFE)
+            .await?;
+        write_secret(&setting.join_token_file(place), &token)?;
+        let config = setting.config(nth, place);
+        config.check()?;
+        agents.push(config);
+    }
+    Ok(agents)
+}
+
+fn write_secret(path: &Path, secret: &str) -> Result<()> {
+    state_dir::replace(path, format!("{secret}\n").as_bytes(), 0o600)
+}
+
+async fn keep_agent(config: AgentConfig, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let name = config.name.clone();
+        match holdfast_agent::runtime::run(config.clone(), stop.clone()).await {
+            Ok(()) if stop.is_cancelled() => break,
+            Ok(()) => tracing::warn!(node = name, "the agent ended by itself"),
+            Err(error) => tracing::error!(node = name, %error, "the agent ended"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(AGENT_AGAIN_AFTER) => {}
+        }
+    }
+}
+
+async fn all_ended<T: 'static>(what: &str, tasks: &mut JoinSet<T>, within: Duration) {
+    let end = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(within, end).await.is_err() {
+        tracing::warn!("some {what} did not end in time");
+        tasks.abort_all();
+    }
+}
