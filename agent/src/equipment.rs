@@ -11,7 +11,7 @@ use holdfast_vault::key::{DataKey, KeyRing, load_wrapped_keys, put_wrapped_key};
 use holdfast_vault::store::Store;
 
 use crate::clock::Clock;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, first_closed_parent};
 use crate::error::{Error, Result};
 use crate::postgres::service_user::create_passage;
 use crate::postgres::{Installation, ServiceUser, installation};
@@ -33,6 +33,17 @@ impl Equipment {
         let user = ServiceUser::resolve(&config.service_user)?;
         create_passage(&config.state_dir)?;
         create_passage(&config.servers_dir())?;
+        let servers_dir = config.servers_dir();
+        let servers_dir = servers_dir
+            .canonicalize()
+            .map_err(Error::file("resolve", &servers_dir))?;
+        if let Some(closed) = first_closed_parent(&servers_dir, |dir| user.can_enter(dir)) {
+            return Err(Error::Configuration(format!(
+                "user {} cannot pass through {}: give others the right to enter it (chmod o+x), or move state_dir",
+                user.name(),
+                closed.display()
+            )));
+        }
         let key_ring = KeyRing::load(&config.key_dir)?;
         if key_ring.is_empty() {
             return Err(Error::Configuration("key_dir holds no {version}.key file".into()));

@@ -21,6 +21,7 @@ pub mod job;
 pub mod lease;
 pub mod node;
 pub mod postgres;
+pub mod reserve;
 pub mod restore;
 pub mod runtime;
 pub mod server;
@@ -28,6 +29,9 @@ pub mod snapshot;
 pub mod stream;
 pub mod trace;
 pub mod work;
+
+#[cfg(test)]
+pub(crate) mod node_fixture;
 
 pub use clock::Clock;
 pub use config::AgentConfig;

@@ -22,6 +22,7 @@ use crate::config::AgentConfig;
 use crate::equipment::Equipment;
 use crate::error::{Error, Result, chain};
 use crate::postgres::{Installation, ServiceUser, installation, occupancy};
+use crate::reserve::Reserve;
 use crate::server::{ServerHandle, Stopped};
 
 #[derive(Debug)]
@@ -336,6 +337,12 @@ impl Node {
 
     /// One round of care: drift, logs, and what a stop could not drain.
     pub async fn look_after(&self) {
+        let reserve = Reserve::new(self.state_dir());
+        match tokio::task::spawn_blocking(move || reserve.look()).await {
+            Ok(Ok(None)) | Err(_) => {}
+            Ok(Ok(Some(problem))) => tracing::error!(problem, "a disk is nearly full"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "could not keep a reserve"),
+        }
         // Side by side: a store that does not answer one server must not keep the others waiting.
         let servers = self.servers();
         futures::future::join_all(servers.iter().map(|server| async {

@@ -10,24 +10,24 @@ CREATE OR REPLACE FUNCTION holdfast_admin.ordinary_role(role_name text) RETURNS 
     LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS
 $function$
 DECLARE
-    found record;
+    role record;
 BEGIN
     SELECT r.oid, r.rolname, r.rolsuper, r.rolreplication, r.rolbypassrls, r.rolcreaterole
-      INTO found
+      INTO role
       FROM pg_catalog.pg_roles r
      WHERE r.rolname = role_name::name AND pg_catalog.octet_length(role_name) <= 63;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'role "%" does not exist', role_name USING ERRCODE = 'undefined_object';
     END IF;
-    IF found.rolsuper OR found.rolreplication OR found.rolbypassrls OR found.rolcreaterole
-       OR pg_catalog.starts_with(found.rolname::text, 'holdfast')
-       OR pg_catalog.starts_with(found.rolname::text, 'pg_')
+    IF role.rolsuper OR role.rolreplication OR role.rolbypassrls OR role.rolcreaterole
+       OR pg_catalog.starts_with(role.rolname::text, 'holdfast')
+       OR pg_catalog.starts_with(role.rolname::text, 'pg_')
        OR EXISTS (SELECT FROM pg_catalog.pg_roles p
-                   WHERE p.oid <> found.oid
+                   WHERE p.oid <> role.oid
                      AND p.rolname <> 'pg_database_owner'
                      AND (p.rolsuper OR p.rolreplication OR p.rolbypassrls OR p.rolcreaterole
                           OR pg_catalog.starts_with(p.rolname::text, 'pg_'))
-                     AND pg_catalog.pg_has_role(found.oid, p.oid, 'MEMBER'))
+                     AND pg_catalog.pg_has_role(role.oid, p.oid, 'MEMBER'))
     THEN
         RAISE EXCEPTION 'role "%" is reserved', role_name USING ERRCODE = 'insufficient_privilege';
     END IF;

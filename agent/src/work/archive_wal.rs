@@ -11,7 +11,7 @@ use holdfast_domain::job::{
     ArchiveWalMode, ArchiveWalOutcome, ArchiveWalSpec, JobError, WalReport,
 };
 use holdfast_domain::wal::{TimelineStart, WalObject, spans};
-use holdfast_domain::{Lsn, Timeline};
+use holdfast_domain::Timeline;
 use holdfast_vault::wal::history;
 use holdfast_vault::wal::survey::{list_histories, list_wal};
 
@@ -115,7 +115,7 @@ fn report_of(
         timelines,
         // Nobody asked the server: what it committed without streaming is unknown.
         caught_up_at: None,
-        last_counting: objects.iter().filter_map(|object| object.last_counting).max::<Lsn>(),
+        last_counting: objects.iter().filter_map(|object| object.last_counting).max(),
         held_bytes: 0,
         gap: None,
         objects,

@@ -9,6 +9,9 @@ pub mod prune;
 pub mod restore;
 pub mod snapshot;
 
+#[cfg(test)]
+mod lifecycle_tests;
+
 use holdfast_domain::IncarnationId;
 use holdfast_domain::job::{JobError, JobOutcome, JobSpec};
 

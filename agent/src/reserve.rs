@@ -1,0 +1,94 @@
+//! Room for a clean shutdown on a full disk (RELIABILITY §5.1).
+//!
+//! WAL is never dropped to save disk, so a store that is away for long fills the file system. At 95 % the
+//! agent releases a file that it kept for this moment: PostgreSQL can then write its last checkpoint and
+//! stop cleanly instead of dying in the middle of a write.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::posix_fallocate;
+use nix::sys::statvfs::statvfs;
+
+use crate::error::{Error, Result};
+
+/// Two WAL segments.
+const BYTES: i64 = 32 << 20;
+const RELEASE_AT_PERCENT: u64 = 95;
+/// Taken back only when there is room again, so that it does not come and go.
+const TAKE_BACK_AT_PERCENT: u64 = 90;
+
+#[derive(Debug)]
+pub struct Reserve {
+    path: PathBuf,
+}
+
+impl Reserve {
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            path: state_dir.join("reserve"),
+        }
+    }
+
+    /// Looks at the file system; says what somebody has to know when it is nearly full. Blocking.
+    pub fn look(&self) -> Result<Option<String>> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let disk = statvfs(directory)
+            .map_err(|errno| Error::file("look at the file system of", directory)(errno.into()))?;
+        let used = used_percent(disk.blocks(), disk.blocks_available());
+        self.act(used)?;
+        Ok((used >= RELEASE_AT_PERCENT)
+            .then(|| format!("the node's disk is {used} % full; servers stop when it is full")))
+    }
+
+    fn act(&self, used_percent: u64) -> Result<()> {
+        if used_percent >= RELEASE_AT_PERCENT {
+            match std::fs::remove_file(&self.path) {
+                Ok(()) => tracing::error!(used_percent, "the disk is nearly full: released the reserve"),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::file("release", &self.path)(error)),
+            }
+        } else if used_percent < TAKE_BACK_AT_PERCENT && !self.path.exists() {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&self.path)
+                .map_err(Error::file("create", &self.path))?;
+            posix_fallocate(&file, 0, BYTES)
+                .map_err(|errno| Error::file("reserve room in", &self.path)(errno.into()))?;
+        }
+        Ok(())
+    }
+}
+
+fn used_percent(blocks: u64, available: u64) -> u64 {
+    if blocks == 0 {
+        return 0;
+    }
+    blocks.saturating_sub(available) * 100 / blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_released_on_a_full_disk_and_taken_back_later() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let reserve = Reserve::new(dir.path());
+        let held = || std::fs::metadata(dir.path().join("reserve")).map_or(0, |m| m.len());
+        reserve.act(50).expect("room");
+        assert_eq!(held(), 32 << 20);
+        reserve.act(95).expect("released");
+        reserve.act(92).expect("not yet");
+        assert_eq!(held(), 0);
+        reserve.act(89).expect("room again");
+        assert_eq!(held(), 32 << 20);
+        assert_eq!(used_percent(100, 4), 96);
+        reserve.look().expect("the real disk can be looked at");
+    }
+}
