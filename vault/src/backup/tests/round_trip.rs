@@ -157,3 +157,40 @@ async fn no_plaintext_and_no_name_reaches_the_store() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_dropped_stops_reading_and_leaves_nothing_visible() {
+    struct Ended(Option<tokio::sync::oneshot::Sender<()>>);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.take().map(|ended| ended.send(()));
+        }
+    }
+    let site = Site::new(1);
+    let attempt = site.attempt();
+    let writer = BackupWriter::new(site.stores.clone(), site.key.clone(), attempt, None).unwrap();
+    let (reading, is_reading) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let (ended, has_ended) = tokio::sync::oneshot::channel();
+    let state = std::sync::Mutex::new((reading, may_go_on, Ended(Some(ended))));
+    let seen = Arc::new(AtomicU64::new(0));
+    let counter = seen.clone();
+    let check: PageCheck = Arc::new(move |_file, _block, _page| {
+        if counter.fetch_add(1, Ordering::SeqCst) == 0 {
+            let state = state.lock().unwrap();
+            state.0.send(()).unwrap();
+            let _ = state.1.recv();
+        }
+        Ok(())
+    });
+    let file = tempfile::tempfile().unwrap();
+    let bytes = 10_000 * PAGE_BYTES as u64;
+    file.set_len(bytes).unwrap();
+    writer.add_relation_segment("base/5/1", file, bytes, Some(check)).await.unwrap();
+    tokio::task::spawn_blocking(move || is_reading.recv().unwrap()).await.unwrap();
+    drop(writer);
+    drop(go_on);
+    has_ended.await.unwrap();
+    assert_eq!(seen.load(Ordering::SeqCst), PAGES_PER_FRAME as u64, "it ended with the group in hand");
+    assert_eq!(find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup).await.unwrap(), None);
+}
