@@ -109,6 +109,7 @@ mod tests {
             xid: 7,
             relation: Some(RelFileLocator { tablespace: 1663, database: 5, relation }),
             stamped_at: None,
+            ends_subtransactions: false,
             transactional_message: false,
         }
     }

@@ -6,6 +6,7 @@
 //! hash of their plaintext (RELIABILITY §0.5, §5.3.7). Bytes: `docs/VAULT-FORMAT.md`.
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use futures::future::try_join_all;
 use holdfast_domain::wal::{ClockAnomaly, Stamps, WalObject};
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
@@ -126,20 +127,27 @@ pub async fn put_wal(
             .await
             .map_err(|_| Error::Stopped)??
     };
-    let sizes = try_join_all(stores.iter().map(|store| {
-        let (key, header, sealed) = (&key, &header, sealed.clone());
-        async move {
-            let stored = sealed.len() as u64;
-            match store.put_new(key, sealed).await {
-                Ok(()) => Ok(stored),
-                Err(Error::Conflict { .. }) => adopt(store, data_key, key, header).await,
-                Err(error) => Err(error),
-            }
-        }
-    }))
-    .await?;
-    let stored_bytes = sizes.into_iter().max().unwrap_or(0);
+    let mut puts = Vec::with_capacity(stores.len());
+    for store in stores {
+        puts.push(put_one(store, data_key, &key, &header, sealed.clone()).boxed());
+    }
+    let stored_bytes = try_join_all(puts).await?.into_iter().max().unwrap_or(0);
     Ok(header.describe(key, stored_bytes))
+}
+
+async fn put_one(
+    store: &Store,
+    data_key: &DataKey,
+    key: &str,
+    header: &WalHeader,
+    sealed: Bytes,
+) -> Result<u64> {
+    let stored = sealed.len() as u64;
+    match store.put_new(key, sealed).await {
+        Ok(()) => Ok(stored),
+        Err(Error::Conflict { .. }) => adopt(store, data_key, key, header).await,
+        Err(error) => Err(error),
+    }
 }
 
 fn seal_range(

@@ -53,6 +53,8 @@ pub(super) const XACT_COMMIT: u8 = 0x00;
 pub(super) const XACT_ABORT: u8 = 0x20;
 pub(super) const XACT_COMMIT_PREPARED: u8 = 0x30;
 pub(super) const XACT_ABORT_PREPARED: u8 = 0x40;
+const XACT_HAS_FLAGS: u8 = 0x80;
+const XACT_FLAG_SUBTRANSACTIONS: u8 = 0x02;
 
 /// A relation's files: tablespace, database and file number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +79,8 @@ pub struct Record {
     pub relation: Option<RelFileLocator>,
     /// The time in a commit or abort record, prepared ones included.
     pub stamped_at: Option<DateTime<Utc>>,
+    /// A commit or abort that ends subtransactions too: what they wrote carries other ids.
+    pub ends_subtransactions: bool,
     /// Whether a logical message belongs to its transaction.
     pub transactional_message: bool,
 }
@@ -134,14 +138,21 @@ pub(super) fn read(header: &RecordHeader, body: &[u8], start: Lsn, end: Lsn, dia
         xid: header.xid,
         relation: None,
         stamped_at: None,
+        ends_subtransactions: false,
         transactional_message: false,
     };
     match header.rmgr {
         rmgr::XACT if is_stamped(record.info) => {
-            record.stamped_at = main_data(body, dialect).and_then(|data| {
+            let data = main_data(body, dialect);
+            record.stamped_at = data.and_then(|data| {
                 let micros = i64::from_le_bytes(data.get(..8)?.try_into().ok()?);
                 postgres_time(micros)
             });
+            // A word of flags follows the time when the record says so.
+            record.ends_subtransactions = record.info & XACT_HAS_FLAGS != 0
+                && data
+                    .and_then(|data| data.get(8))
+                    .is_none_or(|flags| flags & XACT_FLAG_SUBTRANSACTIONS != 0);
         }
         rmgr::LOGICAL_MESSAGE => {
             // Database oid, then the flag.

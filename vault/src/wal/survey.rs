@@ -3,7 +3,8 @@
 //! Listing finds and never deletes (DESIGN §3.9). Two ask: an agent that starts and wants to know how far
 //! its stream was durable, and the restore of a source whose agent fell silent before it reported.
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use holdfast_domain::job::ObjectRef;
 use holdfast_domain::wal::WalObject;
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
 
@@ -38,34 +39,36 @@ pub async fn survey(
             store.list_after(&prefix, &after).await?
         }
     };
-    let wanted = listed.into_iter().filter_map(|entry| {
-        let (_, timeline, start, end) = layout::parse_wal(&entry.key)?;
+    let mut readings = Vec::new();
+    for entry in listed {
+        let Some((_, timeline, _, end)) = layout::parse_wal(&entry.key) else { continue };
         let beyond = from.is_none_or(|(from_timeline, lsn)| {
             timeline > from_timeline || timeline == from_timeline && end > lsn
         });
-        beyond.then_some((entry, timeline, start, end))
-    });
-    let mut found: Vec<Found> = stream::iter(wanted)
-        .map(|(entry, ..)| async move {
-            match read_header(store, data_key, &entry.key, entry.bytes).await {
-                Ok(header) => Ok(Some(Found {
-                    object: header.describe(entry.key, entry.bytes),
-                    header,
-                })),
-                // Pruned between listing and reading, or damaged.
-                Err(error @ (Error::Corrupted { .. } | Error::NotFound { .. })) => {
-                    tracing::warn!(object.key = entry.key, %error, "a WAL object cannot be read");
-                    Ok(None)
-                }
-                Err(error) => Err(error),
-            }
-        })
-        .buffer_unordered(WIDTH)
-        .try_filter_map(|found| async move { Ok(found) })
-        .try_collect()
-        .await?;
+        if beyond {
+            readings.push(read(store, data_key, entry).boxed());
+        }
+    }
+    let read: Vec<Option<Found>> =
+        stream::iter(readings).buffer_unordered(WIDTH).try_collect().await?;
+    let mut found: Vec<Found> = read.into_iter().flatten().collect();
     found.sort_by_key(|found| (found.object.timeline, found.object.start, found.object.end));
     Ok(found)
+}
+
+async fn read(store: &Store, data_key: &DataKey, entry: ObjectRef) -> Result<Option<Found>> {
+    match read_header(store, data_key, &entry.key, entry.bytes).await {
+        Ok(header) => Ok(Some(Found {
+            object: header.describe(entry.key, entry.bytes),
+            header,
+        })),
+        // Pruned between listing and reading, or damaged.
+        Err(error @ (Error::Corrupted { .. } | Error::NotFound { .. })) => {
+            tracing::warn!(object.key = entry.key, %error, "a WAL object cannot be read");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// [`survey`] without the headers.

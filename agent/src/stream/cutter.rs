@@ -1,0 +1,451 @@
+//! Decides what becomes a WAL object, and when (RELIABILITY §5.3.10).
+//!
+//! A *unit* is a WAL segment, or a piece of one when segments are larger than an object may be. While a
+//! unit fills, *tails* are cut off its end; the whole unit follows when it is full and replaces them. Every
+//! [`TAILS_PER_BUNDLE`]-th tail reaches back over the small ones before it, so that a slow writer's day
+//! does not become a hundred thousand objects. The cutter holds the bytes since the last cut and at most
+//! [`BUNDLE_BYTES`] before them; the rest of a unit is read again from the server's own `pg_wal`.
+//!
+//! No I/O here, and no clock but the one handed in.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_domain::wal::{ClockAnomaly, Stamp, Stamps, WalObject};
+use holdfast_domain::{IncarnationId, Lsn, Timeline};
+use holdfast_vault::wal::counting::{self, StatisticsRelations};
+use holdfast_vault::wal::object::LARGEST_OBJECT_BYTES;
+use holdfast_vault::wal::record::Record;
+use holdfast_vault::wal::{InvalidWal, WalRange, Walker};
+use tokio::time::Instant;
+
+use super::transactions::Transactions;
+
+const TAILS_PER_BUNDLE: u32 = 64;
+const BUNDLE_BYTES: usize = 1 << 20;
+/// A stamp smaller than an earlier one by more than this marks the clock (RELIABILITY §5.5).
+const CLOCK_TOLERANCE_MS: i64 = 2000;
+
+/// What stays the same for all WAL of one stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lineage {
+    pub incarnation: IncarnationId,
+    pub system_identifier: u64,
+    pub segment_bytes: u64,
+    pub timeline: Timeline,
+}
+
+impl Lineage {
+    /// Bytes of a unit: both are powers of two.
+    pub fn unit_bytes(&self) -> u64 {
+        self.segment_bytes.min(LARGEST_OBJECT_BYTES)
+    }
+
+    pub fn unit_start(&self, lsn: Lsn) -> Lsn {
+        lsn.segment_start(self.unit_bytes())
+    }
+}
+
+/// Something to put into the stores.
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
+    /// The bytes since the last cut (a bundle reaches further back).
+    pub range: WalRange,
+    pub bytes: Bytes,
+    /// The whole unit instead, when its beginning can be read again.
+    pub whole: Option<WholeUnit>,
+}
+
+/// A full unit of which only the end is at hand.
+#[derive(Debug, Clone)]
+pub(super) struct WholeUnit {
+    pub range: WalRange,
+    pub hash: blake3::Hash,
+}
+
+#[derive(Debug)]
+pub(super) struct Cutter {
+    lineage: Lineage,
+    statistics: Arc<StatisticsRelations>,
+    /// `None` after WAL that could not be read as records, until the next unit.
+    walker: Option<Walker>,
+    transactions: Transactions,
+    /// End of what was taken in.
+    received: Lsn,
+    /// End of what was cut.
+    cut_to: Lsn,
+    /// Bytes `[recent_from, received)`; `recent_from` is never after `cut_to`.
+    recent: BytesMut,
+    recent_from: Lsn,
+    tails_in_bundle: u32,
+    unit: Summary,
+    unit_hash: blake3::Hasher,
+    bundle: Summary,
+    tail: Summary,
+    high_water: Option<Stamp>,
+    last_counting: Option<Lsn>,
+    /// End of the newest record that counts or is stamped.
+    interest: Lsn,
+    urgent_since: Option<Instant>,
+    quiet_since: Option<Instant>,
+    relations_renamed: bool,
+    invalid: Option<InvalidWal>,
+}
+
+/// What a range's header will say.
+#[derive(Debug, Clone, Copy)]
+struct Summary {
+    start: Lsn,
+    first_record: Option<Lsn>,
+    stamps: Option<Stamps>,
+    last_counting: Option<Lsn>,
+    clock_anomaly: Option<ClockAnomaly>,
+}
+
+impl Summary {
+    fn of(start: Lsn) -> Self {
+        Self {
+            start,
+            first_record: None,
+            stamps: None,
+            last_counting: None,
+            clock_anomaly: None,
+        }
+    }
+
+    fn push(&mut self, stamp: Stamp) {
+        match &mut self.stamps {
+            Some(stamps) => stamps.push(stamp),
+            None => self.stamps = Some(Stamps::of(stamp)),
+        }
+    }
+}
+
+impl Cutter {
+    /// Begins at the first byte of a unit, of which everything before `durable` is in the stores already.
+    pub fn resume(lineage: Lineage, durable: Lsn, statistics: Arc<StatisticsRelations>) -> Self {
+        let start = lineage.unit_start(durable);
+        let walker =
+            Walker::at_page(start, lineage.segment_bytes).of_cluster(lineage.system_identifier);
+        Self {
+            lineage,
+            statistics,
+            walker: Some(walker),
+            transactions: Transactions::default(),
+            received: start,
+            cut_to: durable,
+            recent: BytesMut::new(),
+            recent_from: durable,
+            tails_in_bundle: 0,
+            unit: Summary::of(start),
+            unit_hash: blake3::Hasher::new(),
+            bundle: Summary::of(durable),
+            tail: Summary::of(durable),
+            high_water: None,
+            last_counting: None,
+            interest: Lsn::ZERO,
+            urgent_since: None,
+            quiet_since: None,
+            relations_renamed: false,
+            invalid: None,
+        }
+    }
+
+    /// What the objects of the unit say of a record that began before it, and of the clock.
+    pub fn remember(&mut self, objects: &[WalObject]) {
+        for object in objects {
+            if let Some(stamps) = object.stamps {
+                if object.start >= self.unit.start && stamps.first.lsn < self.unit.start {
+                    self.unit.push(stamps.first);
+                }
+                // Stamps inside the unit come by again.
+                if object.end <= self.unit.start
+                    && self.high_water.is_none_or(|high| high.at < stamps.largest.at)
+                {
+                    self.high_water = Some(stamps.largest);
+                }
+            }
+            self.last_counting = self.last_counting.max(object.last_counting);
+            if object.last_counting.is_some_and(|lsn| lsn < self.unit.start)
+                && object.start >= self.unit.start
+            {
+                self.unit.last_counting = object.last_counting;
+            }
+        }
+    }
+
+    /// Continues with a walker that has read what comes before the unit, so that a record which crosses
+    /// into it is read whole. Nothing may have been taken in yet.
+    pub fn continue_from(&mut self, walker: Walker) {
+        if walker.position() == self.received {
+            self.walker = Some(walker);
+        }
+    }
+
+    /// Takes in the next bytes and gives out each unit that they complete.
+    pub fn take(&mut self, mut bytes: &[u8], now: Instant) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        while !bytes.is_empty() {
+            let unit_end = self.unit.start + self.lineage.unit_bytes();
+            // What is durable already is only read, not kept.
+            let limit = if self.received < self.cut_to {
+                self.cut_to.min(unit_end)
+            } else {
+                unit_end
+            };
+            let room = usize::try_from(limit.bytes_since(self.received)).unwrap_or(usize::MAX);
+            let (now_taken, later) = bytes.split_at(room.min(bytes.len()));
+            self.take_part(now_taken, now);
+            bytes = later;
+            if self.received == unit_end {
+                pieces.extend(self.complete_unit());
+            }
+        }
+        pieces
+    }
+
+    fn take_part(&mut self, bytes: &[u8], now: Instant) {
+        self.unit_hash.update(bytes);
+        let is_new = self.received >= self.cut_to;
+        if is_new {
+            self.recent.extend_from_slice(bytes);
+        }
+        self.received = self.received + bytes.len() as u64;
+        let urgent = self.walk(bytes, is_new);
+        if is_new {
+            self.quiet_since.get_or_insert(now);
+            if urgent {
+                self.urgent_since.get_or_insert(now);
+            }
+        }
+    }
+
+    /// Reads the records that end in these bytes into the summaries. Says whether somebody waits for one.
+    fn walk(&mut self, bytes: &[u8], is_new: bool) -> bool {
+        let Some(mut walker) = self.walker.take() else {
+            // Unreadable WAL is kept like any other, and counts.
+            self.last_counting = Some(self.unit.start);
+            self.tail.last_counting = Some(self.tail.start);
+            self.bundle.last_counting = Some(self.bundle.start);
+            self.unit.last_counting = Some(self.unit.start);
+            self.interest = self.received;
+            return is_new;
+        };
+        let mut records = Vec::new();
+        walker.begin_range();
+        let outcome = walker.feed(bytes, |record| {
+            records.push(record);
+        });
+        if let Some(first) = walker.first_start() {
+            self.unit.first_record.get_or_insert(first);
+            if is_new {
+                self.bundle.first_record.get_or_insert(first);
+                self.tail.first_record.get_or_insert(first);
+            }
+        }
+        let mut urgent = false;
+        for record in &records {
+            urgent |= self.note(record, is_new);
+        }
+        match outcome {
+            Ok(()) if !walker.has_ended() => self.walker = Some(walker),
+            Ok(()) => {
+                self.invalid = Some(InvalidWal {
+                    at: walker.valid_end(),
+                    fault: holdfast_vault::wal::walker::Fault::RecordLength(0),
+                });
+                urgent = true;
+            }
+            Err(invalid) => {
+                self.invalid = Some(invalid);
+                urgent = true;
+            }
+        }
+        urgent && is_new
+    }
+
+    fn note(&mut self, record: &Record, is_new: bool) -> bool {
+        let counts = counting::counts(record, &self.statistics);
+        let urgent = self.transactions.is_urgent(record, counts);
+        self.relations_renamed |= counting::renames_relations(record);
+        let anomaly = record.stamp().and_then(|stamp| self.check_clock(stamp));
+        for summary in [&mut self.unit, &mut self.bundle, &mut self.tail] {
+            // Tail and bundle begin behind what is durable already.
+            if record.end <= summary.start {
+                continue;
+            }
+            if let Some(stamp) = record.stamp() {
+                summary.push(stamp);
+            }
+            if counts {
+                summary.last_counting = Some(record.start);
+            }
+            if let Some(anomaly) = anomaly {
+                summary.clock_anomaly = Some(summary.clock_anomaly.map_or(anomaly, |known| {
+                    ClockAnomaly {
+                        from: known.from.min(anomaly.from),
+                        to: known.to.max(anomaly.to),
+                        at: known.at,
+                    }
+                }));
+            }
+        }
+        if counts {
+            self.last_counting = self.last_counting.max(Some(record.start));
+        }
+        if counts || record.stamped_at.is_some() {
+            self.interest = self.interest.max(record.end);
+        }
+        urgent && is_new
+    }
+
+    fn check_clock(&mut self, stamp: Stamp) -> Option<ClockAnomaly> {
+        let high = self.high_water.unwrap_or(stamp);
+        if (high.at - stamp.at).num_milliseconds() > CLOCK_TOLERANCE_MS {
+            // From here on the server lives in its new time.
+            self.high_water = Some(stamp);
+            return Some(ClockAnomaly {
+                from: stamp.at,
+                to: high.at,
+                at: stamp.lsn,
+            });
+        }
+        if stamp.at >= high.at {
+            self.high_water = Some(stamp);
+        }
+        None
+    }
+
+    /// Cuts off what came since the last cut; `None` when nothing did.
+    pub fn cut(&mut self) -> Option<Piece> {
+        if self.received <= self.cut_to {
+            return None;
+        }
+        self.tails_in_bundle += 1;
+        let bundled = self.tails_in_bundle >= TAILS_PER_BUNDLE && self.recent_from < self.cut_to;
+        let (summary, bytes) = if bundled {
+            (self.bundle, self.recent.split().freeze())
+        } else {
+            let skip = usize::try_from(self.cut_to.bytes_since(self.recent_from)).unwrap_or(0);
+            (self.tail, Bytes::copy_from_slice(&self.recent[skip..]))
+        };
+        let piece = Piece {
+            range: self.range(&summary, self.received),
+            bytes,
+            whole: None,
+        };
+        self.tail = Summary::of(self.received);
+        self.cut_to = self.received;
+        if bundled || self.recent.len() > BUNDLE_BYTES {
+            self.begin_bundle();
+        }
+        self.urgent_since = None;
+        self.quiet_since = None;
+        Some(piece)
+    }
+
+    fn complete_unit(&mut self) -> Option<Piece> {
+        let whole = self.range(&self.unit, self.received);
+        let hash = self.unit_hash.finalize();
+        let piece = if self.cut_to >= self.received {
+            // All of it was durable before this walk; a survey found its objects.
+            None
+        } else {
+            let skip = usize::try_from(self.cut_to.bytes_since(self.recent_from)).unwrap_or(0);
+            let bytes = Bytes::copy_from_slice(&self.recent[skip..]);
+            let range = self.range(&self.tail, self.received);
+            let is_whole = range.start == whole.start;
+            Some(Piece {
+                range: if is_whole { whole.clone() } else { range },
+                bytes,
+                whole: (!is_whole).then_some(WholeUnit { range: whole, hash }),
+            })
+        };
+        self.unit = Summary::of(self.received);
+        self.unit_hash = blake3::Hasher::new();
+        self.tail = Summary::of(self.received);
+        self.cut_to = self.cut_to.max(self.received);
+        self.begin_bundle();
+        self.urgent_since = None;
+        self.quiet_since = None;
+        if self.walker.is_none() {
+            self.walker = Some(
+                Walker::at_page(self.received, self.lineage.segment_bytes)
+                    .of_cluster(self.lineage.system_identifier),
+            );
+        }
+        piece
+    }
+
+    fn begin_bundle(&mut self) {
+        self.recent = BytesMut::new();
+        self.recent_from = self.cut_to;
+        self.bundle = Summary::of(self.cut_to);
+        self.tails_in_bundle = 0;
+    }
+
+    fn range(&self, summary: &Summary, end: Lsn) -> WalRange {
+        WalRange {
+            incarnation: self.lineage.incarnation,
+            timeline: self.lineage.timeline,
+            start: summary.start,
+            end,
+            system_identifier: self.lineage.system_identifier,
+            wal_segment_bytes: self.lineage.segment_bytes,
+            page_magic: self
+                .walker
+                .as_ref()
+                .and_then(|walker| walker.dialect().map(|dialect| dialect.magic())),
+            first_record: summary.first_record,
+            stamps: summary.stamps,
+            last_counting: summary.last_counting,
+            clock_anomaly: summary.clock_anomaly,
+        }
+    }
+
+    pub fn set_statistics(&mut self, statistics: Arc<StatisticsRelations>) {
+        self.statistics = statistics;
+        self.relations_renamed = false;
+    }
+
+    /// File numbers may have changed since the statistics relations were read.
+    pub fn relations_renamed(&self) -> bool {
+        self.relations_renamed
+    }
+
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    pub fn cut_to(&self) -> Lsn {
+        self.cut_to
+    }
+
+    /// End of the newest record that counts or carries a stamp.
+    pub fn interest(&self) -> Lsn {
+        self.interest
+    }
+
+    pub fn last_counting(&self) -> Option<Lsn> {
+        self.last_counting
+    }
+
+    /// Since when something urgent has been waiting for a cut.
+    pub fn urgent_since(&self) -> Option<Instant> {
+        self.urgent_since
+    }
+
+    /// Since when anything at all has been waiting for a cut.
+    pub fn quiet_since(&self) -> Option<Instant> {
+        self.quiet_since
+    }
+
+    /// The newest place where WAL could not be read as records.
+    pub fn invalid(&self) -> Option<InvalidWal> {
+        self.invalid
+    }
+}
