@@ -275,7 +275,8 @@ fn write_new(file: &Path, text: &str, mode: u32) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use x509_parser::prelude::*;
+    use x509_parser::pem::parse_x509_pem;
+    use x509_parser::prelude::GeneralName;
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000, 0).expect("valid")

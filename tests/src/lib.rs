@@ -1,4 +1,7 @@
 //! What the integration and end-to-end suites share.
 
+pub mod harness;
 pub mod ledger;
+pub mod metadata;
+pub mod scripted_node;
 pub mod site;
