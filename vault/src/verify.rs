@@ -12,13 +12,20 @@ const IN_FLIGHT: usize = 16;
 
 /// Every object exists in every vault with the size that is recorded.
 pub async fn verify_objects(stores: &[Store], objects: &[ObjectRef]) -> Result<()> {
-    let pairs = stores.iter().flat_map(|store| objects.iter().map(move |object| (store, object)));
+    // Owned, so that the future is `Send` for whatever lifetimes its caller has.
+    let mut pairs: Vec<(Store, ObjectRef)> = Vec::with_capacity(stores.len() * objects.len());
+    for store in stores {
+        pairs.extend(objects.iter().map(|object| (store.clone(), object.clone())));
+    }
     futures::stream::iter(pairs)
         .map(|(store, object)| async move {
             if store.head(&object.key).await? == object.bytes {
                 Ok(())
             } else {
-                Err(Error::corrupted(&object.key, "it has another size than was recorded"))
+                Err(Error::corrupted(
+                    &object.key,
+                    "it has another size than was recorded",
+                ))
             }
         })
         .buffer_unordered(IN_FLIGHT)

@@ -16,6 +16,7 @@ pub mod progress;
 pub mod recovery;
 pub mod sample;
 pub mod segment_source;
+pub mod tablespace_guard;
 pub mod tasks;
 pub mod wal_get;
 pub mod wal_server;

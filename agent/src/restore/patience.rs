@@ -18,8 +18,19 @@ pub async fn patiently<T, F>(what: &str, attempt: impl Fn() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
-    let deadline = Instant::now() + BUDGET;
-    let mut pause = FIRST_PAUSE;
+    patiently_for(BUDGET, FIRST_PAUSE, what, attempt).await
+}
+
+async fn patiently_for<T, F>(
+    budget: Duration,
+    mut pause: Duration,
+    what: &str,
+    attempt: impl Fn() -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let deadline = Instant::now() + budget;
     loop {
         match attempt().await {
             Err(error) if error.is_retryable() && Instant::now() + pause < deadline => {
@@ -43,24 +54,28 @@ mod tests {
         Error::Failed { code: "ObjectStoreUnavailable", message: "503".into(), retryable }
     }
 
-    // F36, on paused time
-    #[tokio::test(start_paused = true)]
-    async fn an_outage_of_a_minute_is_waited_out() {
-        let started = Instant::now();
-        let got = patiently("it", || async {
-            if started.elapsed() < Duration::from_secs(60) { Err(failure(true)) } else { Ok(7) }
+    const SHORT: Duration = Duration::from_millis(1);
+
+    // F36, in small
+    #[tokio::test]
+    async fn an_outage_shorter_than_the_budget_is_waited_out() {
+        let tries = AtomicU32::new(0);
+        let got = patiently_for(BUDGET, SHORT, "it", || async {
+            if tries.fetch_add(1, Ordering::Relaxed) < 5 { Err(failure(true)) } else { Ok(7) }
         })
         .await;
         assert!(matches!(got, Ok(7)));
+        assert!(BUDGET > Duration::from_secs(60));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_endless_outage_ends_with_its_own_error() {
-        let got: Result<()> = patiently("it", || async { Err(failure(true)) }).await;
+        let got: Result<()> =
+            patiently_for(10 * SHORT, SHORT, "it", || async { Err(failure(true)) }).await;
         assert_eq!(got.expect_err("given up").code(), "ObjectStoreUnavailable");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn damage_is_not_tried_again() {
         let tries = AtomicU32::new(0);
         let got: Result<()> = patiently("it", || async {

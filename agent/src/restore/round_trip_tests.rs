@@ -117,11 +117,12 @@ async fn what_belongs_to_the_source_alone_does_not_live_on_in_the_copy() {
     site.node.service_user().create_dir(&space).expect("a directory for a tablespace");
     std::fs::set_permissions(elsewhere.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("passable");
     let session = source.server.connect().await.expect("connected");
+    let tablespace = format!("CREATE TABLESPACE fast LOCATION '{}'", space.display());
     for statement in [
         "ALTER SYSTEM SET max_connections = 200",
         "CREATE SUBSCRIPTION pulls CONNECTION 'host=/nonexistent' PUBLICATION p WITH (connect = false)",
         "ALTER SUBSCRIPTION pulls ENABLE",
-        &format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()),
+        tablespace.as_str(),
         "CREATE TABLE public.spaced (n int) TABLESPACE fast",
         "INSERT INTO public.spaced SELECT generate_series(1, 5000)",
         "CREATE UNLOGGED TABLE public.unlogged AS SELECT generate_series(1, 1000) n",

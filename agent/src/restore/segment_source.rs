@@ -8,18 +8,20 @@
 //! or twenty; only then is a planned file given up, which ends the recovery (RELIABILITY §5.4.6).
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
-use holdfast_vault::wal::object::{get_history, get_wal};
+use holdfast_vault::wal::history::get_history;
+use holdfast_vault::wal::object::get_wal;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Mutex;
 
 use super::patience::patiently;
 use super::plan::{Piece, Plan};
+use super::tablespace_guard::TablespaceGuard;
 use crate::error::{Error, Result};
 
 /// Disk that the spool may take for files that PostgreSQL has not asked for yet.
@@ -43,6 +45,7 @@ pub struct SegmentSource {
     made: Vec<Mutex<Option<Spooled>>>,
     /// A bundle holds several segments; it is fetched once.
     newest_object: Mutex<Option<(String, Bytes)>>,
+    guard: Arc<std::sync::Mutex<TablespaceGuard>>,
 }
 
 impl SegmentSource {
@@ -50,7 +53,9 @@ impl SegmentSource {
     #[must_use]
     pub fn new(plan: Arc<Plan>, stores: Vec<Store>, data_key: DataKey, spool: PathBuf) -> Self {
         let made = plan.segments.iter().map(|_| Mutex::new(None)).collect();
-        Self { plan, stores, data_key, spool, made, newest_object: Mutex::new(None) }
+        let begin = plan.begin.segment_start(plan.segment_bytes);
+        let guard = Arc::new(std::sync::Mutex::new(TablespaceGuard::new(begin, plan.segment_bytes)));
+        Self { plan, stores, data_key, spool, made, newest_object: Mutex::new(None), guard }
     }
 
     /// How many segments are made before they are asked for.
@@ -61,7 +66,14 @@ impl SegmentSource {
 
     /// The file, for somebody who waits for it: tried until the budget is used up.
     pub async fn obtain(&self, number: usize) -> Result<Spooled> {
-        patiently("a planned WAL file", || self.make(number)).await
+        let spooled = patiently("a planned WAL file", || self.make(number)).await?;
+        let (guard, start, path) =
+            (Arc::clone(&self.guard), self.plan.segments[number].start, spooled.path.clone());
+        tokio::task::spawn_blocking(move || {
+            guard.lock().unwrap_or_else(PoisonError::into_inner).admit(start, &path)
+        })
+        .await??;
+        Ok(spooled)
     }
 
     /// The file, for nobody yet: one try, an error is the next asker's.

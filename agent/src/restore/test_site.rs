@@ -13,7 +13,7 @@ use holdfast_domain::restore::RestoreTarget;
 use holdfast_domain::wal::{TimelineStart, WalObject};
 use holdfast_domain::{BackupId, IncarnationId, Lsn, ServerId, Timeline, VaultId};
 use holdfast_vault::key::KeyRing;
-use holdfast_vault::wal::object::{list_histories, list_wal};
+use holdfast_vault::wal::survey::list_wal;
 use tempfile::TempDir;
 
 use crate::clock::Clock;
@@ -124,18 +124,13 @@ impl Site {
 
     pub(crate) async fn source(&self, known: &Known, backup: &SnapshotOutcome) -> RestoreSource {
         let wal = self.wal(known).await;
-        let stores = self.node.stores(&known.placement.vaults).expect("a store");
-        let key = self.node.data_key(&known.placement, &known.wrapped_key).expect("a key");
-        let mut lineage =
-            list_histories(&stores[0], &key, known.placement.incarnation).await.expect("a list");
-        if lineage.is_empty() {
-            lineage.push(TimelineStart {
-                timeline: known.first,
-                parent: None,
-                switch: Lsn::ZERO,
-                history_key: None,
-            });
-        }
+        // Where this incarnation's own WAL begins; what was before belongs to another one.
+        let lineage = vec![TimelineStart {
+            timeline: known.first,
+            parent: None,
+            switch: Lsn::ZERO,
+            history_key: None,
+        }];
         RestoreSource {
             server: known.placement.server,
             server_name: known.placement.server_name.clone(),

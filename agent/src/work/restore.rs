@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
 use holdfast_domain::job::{JobError, RestoreOutcome, RestoreSpec};
 use holdfast_domain::restore::RestoreTarget;
+use holdfast_domain::wal::WalObject;
 use holdfast_vault::backup::{Manifest, RestoreInto, Restored, TablespaceRoot, restore_to};
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::job::JobContext;
+use crate::node::Node;
 use crate::postgres::configuration::ServerConfiguration;
 use crate::postgres::{Postmaster, PostmasterSpec, StopMode};
 use crate::restore::directory::{Building, clear_earlier};
@@ -142,13 +144,13 @@ async fn build(ctx: &JobContext, spec: &RestoreSpec, building: &Building) -> Res
     agree(spec, &manifest)?;
     let target = find_target(spec, &stores, &data_key).await?;
     let plan = Arc::new(Plan::build(source, target)?);
-    building.require_space(manifest.logical_bytes().saturating_add(plan.wal_bytes()))?;
-    progress.planned(manifest.logical_bytes(), plan.wal_bytes());
+    building.require_space(manifest.logical_bytes.saturating_add(plan.wal_bytes()))?;
+    progress.planned(manifest.logical_bytes, plan.wal_bytes());
     tracing::info!(
         target = ?plan.target, end = ?plan.end, segments = plan.segments.len(), "restore planned"
     );
 
-    let restored = copy_data(building, &manifest, &stores, &data_key, &progress).await?;
+    let restored = copy_data(building, &manifest, &stores, &data_key, ctx.node.service_user().ids(), &progress).await?;
     let control = ControlFile::parse(restored.pg_control.to_vec()).map_err(|_| damaged_control())?;
     if control.system_identifier() != manifest.meta.system_identifier {
         return Err(damaged_control().into());
@@ -205,8 +207,9 @@ async fn find_target(spec: &RestoreSpec, stores: &[Store], data_key: &DataKey) -
         until,
     };
     patiently("the WAL around the target", || async {
-        let fetch = |object: holdfast_domain::wal::WalObject| {
-            async move { get_wal(stores, data_key, &object).await }.boxed()
+        let fetch = |object: WalObject| {
+            let (stores, data_key) = (stores.to_vec(), data_key.clone());
+            async move { get_wal(&stores, &data_key, &object).await }.boxed()
         };
         resolve(&search, fetch).await.map_err(missing_is_a_gap)
     })
@@ -218,6 +221,7 @@ async fn copy_data(
     manifest: &Manifest,
     stores: &[Store],
     data_key: &DataKey,
+    owner: Option<(u32, u32)>,
     progress: &RestoreProgress<'_>,
 ) -> Result<Restored> {
     let written = Arc::new(AtomicU64::new(0));
@@ -228,6 +232,7 @@ async fn copy_data(
             write_below: &tablespaces,
             link_to: Path::new("../../tablespaces"),
         }),
+        owner,
     };
     let count = Arc::clone(&written);
     let copying = restore_to(
@@ -235,7 +240,7 @@ async fn copy_data(
         manifest,
         stores,
         data_key,
-        |_: &str| true,
+        every_file,
         move |done, _| count.store(done, Ordering::Relaxed),
     );
     tokio::pin!(copying);
@@ -246,6 +251,10 @@ async fn copy_data(
             _ = tick.tick() => progress.copied(written.load(Ordering::Relaxed)),
         }
     }
+}
+
+fn every_file(_: &str) -> bool {
+    true
 }
 
 /// The part of a restore in which PostgreSQL runs on what is being built.
@@ -273,15 +282,15 @@ impl Recovery<'_> {
         let major = placement.major;
         let data = self.building.data();
         let catalog_version = control.catalog_version();
-        let private = node.private_dir(&format!("r{}", self.ctx.job.0.simple()))?;
+        let private = PrivateDir::create(node, self.ctx)?;
 
         let source =
             SegmentSource::new(Arc::clone(self.plan), stores, data_key, self.building.spool());
-        let server = WalServer::start(&private, self.ctx.epoch, user, Arc::clone(self.plan), source)?;
+        let server = WalServer::start(&private.0, self.ctx.epoch, user, Arc::clone(self.plan), source)?;
         let production = ServerConfiguration {
             major,
             port: placement.port,
-            socket_dir: private.clone(),
+            socket_dir: private.0.clone(),
             cluster_name: placement.incarnation.to_string(),
             agent_os_user: user.agent_name().to_owned(),
         };
@@ -296,12 +305,6 @@ impl Recovery<'_> {
         }
         .write(&data, user)?;
         self.place_labels(control)?;
-        let (owner, root) = (user.clone(), self.building.root().to_owned());
-        tokio::task::spawn_blocking(move || {
-            owner.chown_tree(&root.join("data"))?;
-            owner.chown_tree(&root.join("tablespaces"))
-        })
-        .await??;
 
         let installation = node.installation(major)?;
         let minor_version = installation.minor.clone();
@@ -309,7 +312,7 @@ impl Recovery<'_> {
             installation,
             data_dir: data.clone(),
             log_file: self.building.log(),
-            socket_dir: private.clone(),
+            socket_dir: private.0.clone(),
             port: placement.port,
             user: user.clone(),
             settings: Vec::new(),
@@ -322,7 +325,7 @@ impl Recovery<'_> {
 
         let password = self.spec.administrator_password.clone().map(SecretString::from);
         let handed_over = handover::clean(
-            &private,
+            &private.0,
             placement.port,
             major,
             password.as_ref().map(|password| NewPassword {
@@ -374,7 +377,14 @@ impl Recovery<'_> {
         let data = self.building.data();
         let put = |name: &str, bytes: &[u8]| {
             let path = data.join(name);
-            std::fs::write(&path, bytes).map_err(Error::file("write", path))
+            std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .and_then(|mut file| file.write_all(bytes))
+                .map_err(Error::file("write", &path))?;
+            self.ctx.node.service_user().chown(&path)
         };
         put("backup_label", &self.manifest.meta.backup_label)?;
         put(CONTROL_FILE, control.with_impossible_checkpoint().bytes())
@@ -388,6 +398,23 @@ impl Recovery<'_> {
             (RestoreTarget::Latest, Target::Lsn { stamp, .. }) => backup.max(*stamp),
             (RestoreTarget::Latest, Target::Immediate) | (RestoreTarget::Backup(_), _) => backup,
         }
+    }
+}
+
+/// The sockets of one attempt: nobody but the postmaster's user and root can enter. Gone with it.
+struct PrivateDir(PathBuf);
+
+impl PrivateDir {
+    fn create(node: &Node, ctx: &JobContext) -> Result<Self> {
+        // Short: a socket's path has at most 107 bytes. The end of a time-ordered id is its random part.
+        let job = ctx.job.0.simple().to_string();
+        node.private_dir(&format!("r{}-{}", &job[20..], ctx.epoch)).map(Self)
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
