@@ -56,7 +56,11 @@ impl DataKey {
     }
 
     /// The AES-256-GCM key for one salt and purpose.
-    pub(crate) fn aead(&self, salt: &[u8; SALT_BYTES], purpose: &[u8]) -> Result<aead::LessSafeKey> {
+    pub(crate) fn aead(
+        &self,
+        salt: &[u8; SALT_BYTES],
+        purpose: &[u8],
+    ) -> Result<aead::LessSafeKey> {
         let mut derived = Zeroizing::new([0; KEY_BYTES]);
         expand(&self.secret, salt, &[purpose], &mut derived[..]);
         cipher(&derived)
@@ -66,7 +70,12 @@ impl DataKey {
     /// that two servers hold the same page.
     pub(crate) fn page_hash_key(&self) -> Zeroizing<[u8; KEY_BYTES]> {
         let mut derived = Zeroizing::new([0; KEY_BYTES]);
-        expand(&self.secret, &[], &[b"holdfast page hash v1"], &mut derived[..]);
+        expand(
+            &self.secret,
+            &[],
+            &[b"holdfast page hash v1"],
+            &mut derived[..],
+        );
         derived
     }
 }
@@ -99,7 +108,9 @@ impl KeyRing {
         };
         let mut ring = Self::default();
         for entry in std::fs::read_dir(dir).map_err(read("the key directory cannot be read"))? {
-            let path = entry.map_err(read("the key directory cannot be read"))?.path();
+            let path = entry
+                .map_err(read("the key directory cannot be read"))?
+                .path();
             let Some(version) = path
                 .file_name()
                 .and_then(|name| name.to_str())
@@ -126,7 +137,11 @@ impl KeyRing {
     pub fn create(dir: &Path, version: &str) -> Result<Self> {
         layout::check_kek_version(version)?;
         let failed = |error| Error::io(format!("key file {version}.key cannot be written"), error);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(failed)?;
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         random(&mut key[..])?;
         let text = Zeroizing::new(BASE64_STANDARD.encode(&key[..]));
@@ -140,7 +155,9 @@ impl KeyRing {
             }
         });
         std::fs::remove_file(&beside.path).map_err(failed)?;
-        linked.and_then(|()| std::fs::File::open(dir)?.sync_all()).map_err(failed)?;
+        linked
+            .and_then(|()| std::fs::File::open(dir)?.sync_all())
+            .map_err(failed)?;
         Self::load(dir)
     }
 
@@ -165,10 +182,12 @@ impl KeyRing {
 
     fn newest(&self) -> Option<(&String, &Zeroizing<[u8; KEY_BYTES]>)> {
         let number = |version: &str| version.parse::<u64>().ok();
-        self.keys.iter().max_by(|(a, _), (b, _)| match (number(a), number(b)) {
-            (Some(a), Some(b)) => a.cmp(&b),
-            _ => a.cmp(b),
-        })
+        self.keys
+            .iter()
+            .max_by(|(a, _), (b, _)| match (number(a), number(b)) {
+                (Some(a), Some(b)) => a.cmp(&b),
+                _ => a.cmp(b),
+            })
     }
 
     /// Wraps under the newest key.
@@ -183,7 +202,11 @@ impl KeyRing {
         wrapped.extend_from_slice(&salt);
         let mut sealed = Zeroizing::new(*key.secret);
         let tag = wrap_cipher(kek, &salt)?
-            .seal_in_place_separate_tag(only_nonce(), wrap_aad(incarnation, version), &mut sealed[..])
+            .seal_in_place_separate_tag(
+                only_nonce(),
+                wrap_aad(incarnation, version),
+                &mut sealed[..],
+            )
             .map_err(|_| crypto_failed())?;
         wrapped.extend_from_slice(&sealed[..]);
         wrapped.extend_from_slice(tag.as_ref());
@@ -199,8 +222,13 @@ impl KeyRing {
         let unavailable = || Error::KeyUnavailable {
             version: wrapped.kek_version.chars().take(64).collect(),
         };
-        let kek = self.keys.get(&wrapped.kek_version).ok_or_else(unavailable)?;
-        let bytes = BASE64_STANDARD.decode(&wrapped.wrapped).map_err(|_| unavailable())?;
+        let kek = self
+            .keys
+            .get(&wrapped.kek_version)
+            .ok_or_else(unavailable)?;
+        let bytes = BASE64_STANDARD
+            .decode(&wrapped.wrapped)
+            .map_err(|_| unavailable())?;
         if bytes.len() != WRAP_BYTES || bytes[0] != WRAP_FORMAT {
             return Err(unavailable());
         }
@@ -208,7 +236,11 @@ impl KeyRing {
         let salt: [u8; SALT_BYTES] = salt.try_into().map_err(|_| unavailable())?;
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let opened = wrap_cipher(kek, &salt)?
-            .open_in_place(only_nonce(), wrap_aad(incarnation, &wrapped.kek_version), &mut sealed)
+            .open_in_place(
+                only_nonce(),
+                wrap_aad(incarnation, &wrapped.kek_version),
+                &mut sealed,
+            )
             .map_err(|_| unavailable())?;
         let mut secret = Zeroizing::new([0; KEY_BYTES]);
         secret.copy_from_slice(opened);
@@ -223,7 +255,11 @@ struct Beside {
 
 fn tempfile_beside(dir: &Path, version: &str) -> std::io::Result<Beside> {
     let path = dir.join(format!(".{version}.{}", uuid::Uuid::new_v4()));
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
     Ok(Beside { file, path })
 }
 
@@ -285,7 +321,10 @@ pub(crate) fn random(out: &mut [u8]) -> Result<()> {
 }
 
 pub(crate) fn crypto_failed() -> Error {
-    Error::io("the system's cryptography does not work", std::io::Error::other("AWS-LC refused"))
+    Error::io(
+        "the system's cryptography does not work",
+        std::io::Error::other("AWS-LC refused"),
+    )
 }
 
 // --------------------------------------------------------------------- wrapped keys in the vault
@@ -317,7 +356,9 @@ pub async fn establish_data_key(
         }
         wraps = load_wrapped_keys(stores, incarnation).await?;
     }
-    let mut refused = Error::KeyUnavailable { version: "any".to_owned() };
+    let mut refused = Error::KeyUnavailable {
+        version: "any".to_owned(),
+    };
     for wrapped in wraps.into_iter().rev() {
         match ring.unwrap(&wrapped, incarnation) {
             Ok(key) => {
@@ -358,7 +399,11 @@ pub async fn load_wrapped_keys(
     let mut last_error = None;
     for store in stores {
         match load_from(store, incarnation).await {
-            Ok(found) => wraps.extend(found.into_iter().map(|wrap| (wrap.kek_version.clone(), wrap))),
+            Ok(found) => wraps.extend(
+                found
+                    .into_iter()
+                    .map(|wrap| (wrap.kek_version.clone(), wrap)),
+            ),
             Err(error) => last_error = Some(error),
         }
     }
@@ -370,12 +415,18 @@ pub async fn load_wrapped_keys(
 
 async fn load_from(store: &Store, incarnation: IncarnationId) -> Result<Vec<WrappedKey>> {
     let mut wraps = Vec::new();
-    for object in store.list(&layout::wrapped_keys_prefix(incarnation)).await? {
+    for object in store
+        .list(&layout::wrapped_keys_prefix(incarnation))
+        .await?
+    {
         let bytes = store.get(&object.key).await?;
         let stored: StoredWrap = serde_json::from_slice(&bytes)
             .map_err(|_| Error::corrupted(&object.key, "not a wrapped key"))?;
         if stored.format != 1 || stored.incarnation != incarnation {
-            return Err(Error::corrupted(&object.key, "a wrapped key of something else"));
+            return Err(Error::corrupted(
+                &object.key,
+                "a wrapped key of something else",
+            ));
         }
         wraps.push(WrappedKey {
             kek_version: stored.kek_version,
@@ -390,7 +441,12 @@ mod tests {
     use super::*;
 
     fn ring(versions: &[(&str, u8)]) -> KeyRing {
-        KeyRing::from_keys(versions.iter().map(|(v, byte)| ((*v).to_owned(), [*byte; 32]))).unwrap()
+        KeyRing::from_keys(
+            versions
+                .iter()
+                .map(|(v, byte)| ((*v).to_owned(), [*byte; 32])),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -398,17 +454,39 @@ mod tests {
         let incarnation = IncarnationId::new();
         let key = DataKey::generate().unwrap();
         let wrapped = ring(&[("1", 1)]).wrap(&key, incarnation).unwrap();
-        assert_eq!(ring(&[("1", 1), ("2", 2)]).unwrap(&wrapped, incarnation).unwrap().id(), key.id());
+        assert_eq!(
+            ring(&[("1", 1), ("2", 2)])
+                .unwrap(&wrapped, incarnation)
+                .unwrap()
+                .id(),
+            key.id()
+        );
 
-        let refused = |ring: KeyRing, wrapped: &WrappedKey, incarnation| {
-            matches!(ring.unwrap(wrapped, incarnation), Err(Error::KeyUnavailable { version }) if version == wrapped.kek_version)
+        let refused = |ring: KeyRing, wrapped: &WrappedKey, incarnation| matches!(ring.unwrap(wrapped, incarnation), Err(Error::KeyUnavailable { version }) if version == wrapped.kek_version);
+        assert!(
+            refused(ring(&[("1", 9)]), &wrapped, incarnation),
+            "another key"
+        );
+        assert!(
+            refused(ring(&[("2", 1)]), &wrapped, incarnation),
+            "no such version"
+        );
+        assert!(
+            refused(ring(&[("1", 1)]), &wrapped, IncarnationId::new()),
+            "another server's"
+        );
+        let renamed = WrappedKey {
+            kek_version: "2".into(),
+            ..wrapped.clone()
         };
-        assert!(refused(ring(&[("1", 9)]), &wrapped, incarnation), "another key");
-        assert!(refused(ring(&[("2", 1)]), &wrapped, incarnation), "no such version");
-        assert!(refused(ring(&[("1", 1)]), &wrapped, IncarnationId::new()), "another server's");
-        let renamed = WrappedKey { kek_version: "2".into(), ..wrapped.clone() };
-        assert!(refused(ring(&[("2", 1)]), &renamed, incarnation), "another version's name");
-        let garbage = WrappedKey { wrapped: "AAAA".into(), ..wrapped };
+        assert!(
+            refused(ring(&[("2", 1)]), &renamed, incarnation),
+            "another version's name"
+        );
+        let garbage = WrappedKey {
+            wrapped: "AAAA".into(),
+            ..wrapped
+        };
         assert!(refused(ring(&[("1", 1)]), &garbage, incarnation));
     }
 
@@ -420,7 +498,9 @@ mod tests {
         let old = ring(&[("2026-01", 1)]).wrap(&key, incarnation).unwrap();
         let new = both.wrap(&key, incarnation).unwrap();
         assert_eq!(new.kek_version, "2026-02");
-        let tenth = ring(&[("9", 1), ("10", 2)]).wrap(&key, incarnation).unwrap();
+        let tenth = ring(&[("9", 1), ("10", 2)])
+            .wrap(&key, incarnation)
+            .unwrap();
         assert_eq!(tenth.kek_version, "10", "numbers are compared as numbers");
         for wrapped in [old, new] {
             assert_eq!(both.unwrap(&wrapped, incarnation).unwrap().id(), key.id());
@@ -434,12 +514,22 @@ mod tests {
         let keys = dir.path().join("keys");
         let incarnation = IncarnationId::new();
         let data_key = DataKey::generate().unwrap();
-        let wrapped = KeyRing::create(&keys, "1").unwrap().wrap(&data_key, incarnation).unwrap();
+        let wrapped = KeyRing::create(&keys, "1")
+            .unwrap()
+            .wrap(&data_key, incarnation)
+            .unwrap();
         let again = KeyRing::create(&keys, "1").unwrap();
-        assert_eq!(again.unwrap(&wrapped, incarnation).unwrap().id(), data_key.id());
+        assert_eq!(
+            again.unwrap(&wrapped, incarnation).unwrap().id(),
+            data_key.id()
+        );
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&keys), mode(&keys.join("1.key"))), (0o700, 0o600));
-        assert_eq!(std::fs::read_dir(&keys).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(
+            std::fs::read_dir(&keys).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
 
         std::fs::write(keys.join("2.key"), "ab".repeat(32)).unwrap();
         let both = KeyRing::load(&keys).unwrap();

@@ -59,7 +59,10 @@ pub fn parse_manifest(key: &str) -> Option<(IncarnationId, BackupId, u32)> {
     let incarnation = parts.next()?.parse().ok()?;
     let backup = parts.next()?.parse().ok()?;
     let generation = parts.next()?.strip_prefix("manifest.")?.parse().ok()?;
-    let parsed = parts.next().is_none().then_some((incarnation, backup, generation))?;
+    let parsed = parts
+        .next()
+        .is_none()
+        .then_some((incarnation, backup, generation))?;
     (manifest(parsed.0, parsed.1, parsed.2) == key).then_some(parsed)
 }
 
@@ -133,7 +136,10 @@ mod tests {
         let (start, end) = (Lsn(0x0100_0028), Lsn(0x0200_0000));
         let key = wal(incarnation, Timeline(2), start, end);
         assert!(key.ends_with("/00000002/0000000001000028-0000000002000000"));
-        assert_eq!(parse_wal(&key), Some((incarnation, Timeline(2), start, end)));
+        assert_eq!(
+            parse_wal(&key),
+            Some((incarnation, Timeline(2), start, end))
+        );
 
         let key = history(incarnation, Timeline(0x1F));
         assert_eq!(parse_history(&key), Some((incarnation, Timeline(0x1F))));
@@ -142,7 +148,11 @@ mod tests {
         let backup = BackupId::new();
         let key = manifest(incarnation, backup, 3);
         assert_eq!(parse_manifest(&key), Some((incarnation, backup, 3)));
-        for foreign in [format!("{key}#1"), format!("{key}/x"), key.replace(".3", ".03")] {
+        for foreign in [
+            format!("{key}#1"),
+            format!("{key}/x"),
+            key.replace(".3", ".03"),
+        ] {
             assert_eq!(parse_manifest(&foreign), None, "{foreign}");
         }
     }

@@ -38,14 +38,32 @@ mod tests {
     #[tokio::test]
     async fn deleting_twice_is_deleting_once() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(url::Url::from_directory_path(dir.path()).unwrap().as_str()).unwrap();
+        let store =
+            Store::open(url::Url::from_directory_path(dir.path()).unwrap().as_str()).unwrap();
         for key in ["packs/a", "packs/b"] {
-            store.put_new(key, Bytes::from_static(b"12345")).await.unwrap();
+            store
+                .put_new(key, Bytes::from_static(b"12345"))
+                .await
+                .unwrap();
         }
-        let keys: Vec<String> = ["packs/a", "packs/never", "packs/b"].map(String::from).into();
+        let keys: Vec<String> = ["packs/a", "packs/never", "packs/b"]
+            .map(String::from)
+            .into();
         let first = delete_keys(&store, &keys).await.unwrap();
-        assert_eq!(first, Deleted { deleted: keys.clone(), bytes: 10 });
+        assert_eq!(
+            first,
+            Deleted {
+                deleted: keys.clone(),
+                bytes: 10
+            }
+        );
         let second = delete_keys(&store, &keys).await.unwrap();
-        assert_eq!(second, Deleted { deleted: keys, bytes: 0 });
+        assert_eq!(
+            second,
+            Deleted {
+                deleted: keys,
+                bytes: 0
+            }
+        );
     }
 }

@@ -33,7 +33,11 @@ pub async fn list_manifests(
                     found.push(pair);
                     break;
                 }
-                Err(error @ (Error::NotFound { .. } | Error::Corrupted { .. } | Error::Refused { .. })) => {
+                Err(
+                    error @ (Error::NotFound { .. }
+                    | Error::Corrupted { .. }
+                    | Error::Refused { .. }),
+                ) => {
                     tracing::warn!(backup.id = %backup, generation, error = %error, "vault.rescan.not_whole");
                 }
                 Err(error) => return Err(error),
@@ -50,7 +54,9 @@ async fn whole(
     backup: BackupId,
     generation: u32,
 ) -> Result<(ManifestRef, Manifest)> {
-    let bytes = store.get(&layout::manifest(incarnation, backup, generation)).await?;
+    let bytes = store
+        .get(&layout::manifest(incarnation, backup, generation))
+        .await?;
     let manifest = Manifest::open(data_key, incarnation, backup, generation, &bytes)?;
     verify_objects(std::slice::from_ref(store), &manifest.objects()).await?;
     Ok((manifest.reference(&bytes), manifest))

@@ -29,14 +29,23 @@ const ZSTD_LEVEL: i32 = 1;
 /// Seals one section of the object `key`.
 pub fn seal(data_key: &DataKey, class: Class, key: &str, content: &[u8]) -> Result<Bytes> {
     if content.len() as u64 > MAX_CONTENT_BYTES {
-        return Err(Error::refused("an object of more than 256 MiB cannot be sealed whole"));
+        return Err(Error::refused(
+            "an object of more than 256 MiB cannot be sealed whole",
+        ));
     }
     let (encoding, payload) = compress(content)?;
     let payload = payload.as_deref().unwrap_or(content);
-    let header = Header::new(data_key, class, encoding, payload.len() as u64, content.len() as u64)?;
+    let header = Header::new(
+        data_key,
+        class,
+        encoding,
+        payload.len() as u64,
+        content.len() as u64,
+    )?;
     let chunks = chunk_count(payload.len() as u64);
-    let mut sealed =
-        Vec::with_capacity(HEADER_BYTES + payload.len() + usize::try_from(chunks).unwrap_or(0) * TAG_BYTES);
+    let mut sealed = Vec::with_capacity(
+        HEADER_BYTES + payload.len() + usize::try_from(chunks).unwrap_or(0) * TAG_BYTES,
+    );
     sealed.extend_from_slice(&header.encode());
     let cipher = data_key.aead(&header.salt, PURPOSE)?;
     let aad = section_aad(&header, key);
@@ -46,7 +55,11 @@ pub fn seal(data_key: &DataKey, class: Class, key: &str, content: &[u8]) -> Resu
         let at = sealed.len();
         sealed.extend_from_slice(chunk);
         let tag = cipher
-            .seal_in_place_separate_tag(nonce(counter, chunks), aead::Aad::from(&aad), &mut sealed[at..])
+            .seal_in_place_separate_tag(
+                nonce(counter, chunks),
+                aead::Aad::from(&aad),
+                &mut sealed[at..],
+            )
             .map_err(|_| crypto_failed())?;
         sealed.extend_from_slice(tag.as_ref());
     }
@@ -85,7 +98,11 @@ pub fn open_first(
         let at = payload.len();
         payload.extend_from_slice(chunk);
         let opened = cipher
-            .open_in_place(nonce(counter, chunks), aead::Aad::from(&aad), &mut payload[at..])
+            .open_in_place(
+                nonce(counter, chunks),
+                aead::Aad::from(&aad),
+                &mut payload[at..],
+            )
             .map_err(|_| Error::corrupted(key, "its authentication tag does not match"))?
             .len();
         payload.truncate(at + opened);
@@ -107,7 +124,10 @@ pub const SEALED_LEN_NEEDS: usize = HEADER_BYTES;
 
 fn section_len(header: &Header, key: &str) -> Result<usize> {
     if header.payload_len > MAX_CONTENT_BYTES || header.content_len > MAX_CONTENT_BYTES {
-        return Err(Error::corrupted(key, "its header claims more than any object holds"));
+        return Err(Error::corrupted(
+            key,
+            "its header claims more than any object holds",
+        ));
     }
     Ok(HEADER_BYTES
         + header.payload_len as usize
@@ -155,7 +175,10 @@ fn decompress(payload: &[u8], content_len: usize, key: &str) -> Result<Vec<u8>> 
     let content = zstd::bulk::decompress(payload, content_len)
         .map_err(|_| Error::corrupted(key, "it does not decompress to what its header says"))?;
     if content.len() != content_len {
-        return Err(Error::corrupted(key, "it decompresses to less than its header says"));
+        return Err(Error::corrupted(
+            key,
+            "it decompresses to less than its header says",
+        ));
     }
     Ok(content)
 }
@@ -217,11 +240,23 @@ mod tests {
     fn an_object_in_the_place_of_another_is_noticed() {
         let (ours, theirs) = (data_key(), data_key());
         let sealed = seal(&ours, Class::Wal, KEY, b"rows").unwrap();
-        assert!(is_corrupted(open(&theirs, Class::Wal, KEY, &sealed)), "another server's");
-        assert!(is_corrupted(open(&ours, Class::Wal, "backups/a/b/manifest.2", &sealed)), "another key");
-        assert!(is_corrupted(open(&ours, Class::History, KEY, &sealed)), "another class");
+        assert!(
+            is_corrupted(open(&theirs, Class::Wal, KEY, &sealed)),
+            "another server's"
+        );
+        assert!(
+            is_corrupted(open(&ours, Class::Wal, "backups/a/b/manifest.2", &sealed)),
+            "another key"
+        );
+        assert!(
+            is_corrupted(open(&ours, Class::History, KEY, &sealed)),
+            "another class"
+        );
         let longer = [&sealed[..], b"x"].concat();
-        assert!(is_corrupted(open(&ours, Class::Wal, KEY, &longer)), "something follows");
+        assert!(
+            is_corrupted(open(&ours, Class::Wal, KEY, &longer)),
+            "something follows"
+        );
     }
 
     #[test]
@@ -232,7 +267,13 @@ mod tests {
         let sealed = seal(&data_key, Class::Wal, KEY, &noise).unwrap();
         let chunk = CHUNK_BYTES + TAG_BYTES;
         let at = |n: usize| HEADER_BYTES + n * chunk..HEADER_BYTES + (n + 1) * chunk;
-        let swapped = [&sealed[..HEADER_BYTES], &sealed[at(1)], &sealed[at(0)], &sealed[at(2)]].concat();
+        let swapped = [
+            &sealed[..HEADER_BYTES],
+            &sealed[at(1)],
+            &sealed[at(0)],
+            &sealed[at(2)],
+        ]
+        .concat();
         assert!(is_corrupted(open(&data_key, Class::Wal, KEY, &swapped)));
         let dropped = [&sealed[..HEADER_BYTES], &sealed[at(0)], &sealed[at(2)]].concat();
         assert!(is_corrupted(open(&data_key, Class::Wal, KEY, &dropped)));
@@ -246,7 +287,10 @@ mod tests {
         let data_key = data_key();
         let mut sealed = seal(&data_key, Class::Wal, KEY, b"x").unwrap().to_vec();
         sealed[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(is_corrupted(open(&data_key, Class::Wal, KEY, &sealed)), "claims 2^64 bytes");
+        assert!(
+            is_corrupted(open(&data_key, Class::Wal, KEY, &sealed)),
+            "claims 2^64 bytes"
+        );
     }
 
     #[test]
@@ -257,7 +301,10 @@ mod tests {
         let object = [head, body].concat();
         let (content, consumed) = open_first(&data_key, Class::WalHeader, KEY, &object).unwrap();
         assert_eq!(&content[..], b"head");
-        assert_eq!(&open(&data_key, Class::Wal, KEY, &object[consumed..]).unwrap()[..], [7; 1000]);
+        assert_eq!(
+            &open(&data_key, Class::Wal, KEY, &object[consumed..]).unwrap()[..],
+            [7; 1000]
+        );
     }
 
     // FLX-010
@@ -265,6 +312,10 @@ mod tests {
     fn no_plaintext_is_found_in_a_sealed_object() {
         let marker = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
         let sealed = seal(&data_key(), Class::Wal, KEY, marker).unwrap();
-        assert!(!sealed.windows(8).any(|window| marker.windows(8).any(|part| part == window)));
+        assert!(
+            !sealed
+                .windows(8)
+                .any(|window| marker.windows(8).any(|part| part == window))
+        );
     }
 }

@@ -152,11 +152,17 @@ impl Store {
         let created = self
             .request(key, &self.inner.requests.puts, || async {
                 let options = PutOptions::from(PutMode::Create);
-                match self.inner.objects.put_opts(&path, payload.clone(), options).await {
+                match self
+                    .inner
+                    .objects
+                    .put_opts(&path, payload.clone(), options)
+                    .await
+                {
                     Ok(_) => Ok(true),
-                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                        Ok(false)
-                    }
+                    Err(
+                        object_store::Error::AlreadyExists { .. }
+                        | object_store::Error::Precondition { .. },
+                    ) => Ok(false),
                     Err(error) => Err(error),
                 }
             })
@@ -165,15 +171,23 @@ impl Store {
             // Ours, if an answer was lost or an attempt repeated; somebody else's otherwise.
             return match self.holds(key, &payload, length).await? {
                 true => Ok(()),
-                false => Err(Error::Conflict { key: key.to_owned() }),
+                false => Err(Error::Conflict {
+                    key: key.to_owned(),
+                }),
             };
         }
         if self.inner.read_back {
             if !self.holds(key, &payload, length).await? {
-                return Err(Error::corrupted(key, "the store gives back something else than was put"));
+                return Err(Error::corrupted(
+                    key,
+                    "the store gives back something else than was put",
+                ));
             }
         } else if self.head(key).await? != length {
-            return Err(Error::corrupted(key, "the store has another size than was put"));
+            return Err(Error::corrupted(
+                key,
+                "the store has another size than was put",
+            ));
         }
         Ok(())
     }
@@ -183,10 +197,15 @@ impl Store {
         if self.head(key).await? != length {
             return Ok(false);
         }
-        let mut expected = payload.iter().map(|part| &part[..]).filter(|part| !part.is_empty());
+        let mut expected = payload
+            .iter()
+            .map(|part| &part[..])
+            .filter(|part| !part.is_empty());
         let mut part: &[u8] = &[];
         for start in (0..length).step_by(READ_BACK_BYTES) {
-            let read = self.get_range(key, start..length.min(start + READ_BACK_BYTES as u64)).await?;
+            let read = self
+                .get_range(key, start..length.min(start + READ_BACK_BYTES as u64))
+                .await?;
             let mut read = &read[..];
             while !read.is_empty() {
                 if part.is_empty() {
@@ -245,7 +264,8 @@ impl Store {
                 }
             })
             .await?;
-        bytes.filter(|bytes| bytes.len() as u64 == wanted)
+        bytes
+            .filter(|bytes| bytes.len() as u64 == wanted)
             .ok_or_else(|| Error::corrupted(key, "it is shorter than what was named in it"))
     }
 
@@ -262,7 +282,9 @@ impl Store {
     pub async fn delete(&self, key: &str) -> Result<bool> {
         let path = self.path(key)?;
         let deleted = self
-            .request(key, &self.inner.requests.deletes, || self.inner.objects.delete(&path))
+            .request(key, &self.inner.requests.deletes, || {
+                self.inner.objects.delete(&path)
+            })
             .await;
         match deleted {
             Ok(()) => Ok(true),
@@ -285,10 +307,12 @@ impl Store {
                 let stream = if after.is_empty() {
                     self.inner.objects.list(Some(&path))
                 } else {
-                    let after = self.path(after).map_err(|error| object_store::Error::Generic {
-                        store: "key",
-                        source: error.into(),
-                    })?;
+                    let after = self
+                        .path(after)
+                        .map_err(|error| object_store::Error::Generic {
+                            store: "key",
+                            source: error.into(),
+                        })?;
                     self.inner.objects.list_with_offset(Some(&path), &after)
                 };
                 stream.try_collect().await
@@ -319,12 +343,14 @@ impl Store {
                 let payload = PutPayload::from_static(b"second");
                 match self.inner.objects.put_opts(&path, payload, options).await {
                     Ok(_) => Ok(Err(Error::StoreOverwrites)),
-                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                        Ok(Ok(()))
-                    }
-                    Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
-                        Ok(Err(Error::StoreOverwrites))
-                    }
+                    Err(
+                        object_store::Error::AlreadyExists { .. }
+                        | object_store::Error::Precondition { .. },
+                    ) => Ok(Ok(())),
+                    Err(
+                        object_store::Error::NotImplemented { .. }
+                        | object_store::Error::NotSupported { .. },
+                    ) => Ok(Err(Error::StoreOverwrites)),
                     Err(error) => Err(error),
                 }
             })
@@ -339,13 +365,20 @@ impl Store {
     }
 
     fn path(&self, key: &str) -> Result<Path> {
-        let key = Path::parse(key).map_err(|_| Error::refused(format!("{key:?} is not an object key")))?;
+        let key = Path::parse(key)
+            .map_err(|_| Error::refused(format!("{key:?} is not an object key")))?;
         Ok(self.inner.prefix.parts().chain(key.parts()).collect())
     }
 
     fn key_of(&self, path: &Path) -> Option<String> {
         let parts: Vec<_> = path.prefix_match(&self.inner.prefix)?.collect();
-        Some(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/"))
+        Some(
+            parts
+                .iter()
+                .map(AsRef::as_ref)
+                .collect::<Vec<&str>>()
+                .join("/"),
+        )
     }
 
     /// Runs one request, again when the store was not reachable, until the budget is used up.
@@ -398,11 +431,17 @@ pub async fn put_everywhere(stores: &[Store], key: &str, content: Bytes) -> Resu
     put_parts_everywhere(stores, key, vec![content]).await
 }
 
-pub(crate) async fn put_parts_everywhere(stores: &[Store], key: &str, parts: Vec<Bytes>) -> Result<()> {
+pub(crate) async fn put_parts_everywhere(
+    stores: &[Store],
+    key: &str,
+    parts: Vec<Bytes>,
+) -> Result<()> {
     if stores.is_empty() {
         return Err(Error::refused("there is no store to write to"));
     }
-    let puts = stores.iter().map(|store| store.put_new_parts(key, parts.clone()));
+    let puts = stores
+        .iter()
+        .map(|store| store.put_new_parts(key, parts.clone()));
     futures::future::try_join_all(puts).await.map(|_| ())
 }
 
@@ -414,7 +453,10 @@ pub async fn get_anywhere<T>(
     key: &str,
     verify: impl Fn(Bytes) -> Result<T>,
 ) -> Result<T> {
-    try_each(stores, |store| async { store.get(key).await.and_then(&verify) }).await
+    try_each(stores, |store| async {
+        store.get(key).await.and_then(&verify)
+    })
+    .await
 }
 
 /// One read, tried at each vault in turn.
@@ -443,7 +485,10 @@ where
 /// Objects and sizes as a look-up, for those who compare listings.
 #[must_use]
 pub fn sizes(objects: &[ObjectRef]) -> HashMap<&str, u64> {
-    objects.iter().map(|object| (object.key.as_str(), object.bytes)).collect()
+    objects
+        .iter()
+        .map(|object| (object.key.as_str(), object.bytes))
+        .collect()
 }
 
 /// Whether asking again may help: the store, or the way to it, failed – not the request.
@@ -468,11 +513,17 @@ fn io_error(error: &object_store::Error) -> Option<&std::io::Error> {
 
 fn describe(key: &str, error: object_store::Error) -> Error {
     match error {
-        object_store::Error::NotFound { .. } => Error::NotFound { key: key.to_owned() },
+        object_store::Error::NotFound { .. } => Error::NotFound {
+            key: key.to_owned(),
+        },
         object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
-            Error::Conflict { key: key.to_owned() }
+            Error::Conflict {
+                key: key.to_owned(),
+            }
         }
-        object_store::Error::InvalidPath { .. } => Error::refused(format!("{key:?} is not an object key")),
+        object_store::Error::InvalidPath { .. } => {
+            Error::refused(format!("{key:?} is not an object key"))
+        }
         object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
             Error::StoreOverwrites
         }

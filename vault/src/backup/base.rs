@@ -73,7 +73,12 @@ impl BaseIndex {
             return Ok(None);
         };
         match self.reader.leaf(&self.manifest, *at).await {
-            Ok(leaf) if leaf.frames.iter().all(|frame| self.packs.contains_key(&frame.pack)) => {
+            Ok(leaf)
+                if leaf
+                    .frames
+                    .iter()
+                    .all(|frame| self.packs.contains_key(&frame.pack)) =>
+            {
                 Ok(Some(BaseLeaf {
                     leaf,
                     object: self.manifest.leaf_object(*at),

@@ -84,7 +84,13 @@ impl Leaf {
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         let (packs_len, origins_len) = (packs.rows.len(), origins.rows.len());
-        for count in [self.hashes.len(), self.runs.len(), self.frames.len(), packs_len, origins_len] {
+        for count in [
+            self.hashes.len(),
+            self.runs.len(),
+            self.frames.len(),
+            packs_len,
+            origins_len,
+        ] {
             out.extend_from_slice(&(count as u32).to_le_bytes());
         }
         for origin in &origins.rows {
@@ -104,7 +110,12 @@ impl Leaf {
             out.extend_from_slice(&frame.number.to_le_bytes());
         }
         for run in &self.runs {
-            for word in [run.first_page, run.pages, run.frame.unwrap_or(NO_FRAME), run.slot] {
+            for word in [
+                run.first_page,
+                run.pages,
+                run.frame.unwrap_or(NO_FRAME),
+                run.slot,
+            ] {
                 out.extend_from_slice(&word.to_le_bytes());
             }
         }
@@ -122,20 +133,31 @@ impl Leaf {
             return Err(reader.corrupted("a leaf has a version that is not known here"));
         }
         let count = |at| word(fixed, at) as usize;
-        let (pages, runs, frames, packs, origins) = (count(8), count(12), count(16), count(20), count(24));
+        let (pages, runs, frames, packs, origins) =
+            (count(8), count(12), count(16), count(20), count(24));
         let expected = FIXED_BYTES
             + origins * ORIGIN_BYTES
             + packs * PACK_BYTES
             + frames * FRAME_BYTES
             + runs * RUN_BYTES
             + pages * 16;
-        if pages == 0 || pages > PAGES_PER_LEAF || runs > pages || frames > pages || bytes.len() != expected {
+        if pages == 0
+            || pages > PAGES_PER_LEAF
+            || runs > pages
+            || frames > pages
+            || bytes.len() != expected
+        {
             return Err(reader.corrupted("a leaf's counts and its length disagree"));
         }
         let origins: Vec<Origin> = reader.rows(origins, ORIGIN_BYTES)?.map(origin).collect();
         let packs = reader
             .rows(packs, PACK_BYTES)?
-            .map(|row| Some(PackId { origin: *origins.get(word(row, 0) as usize)?, number: word(row, 4) }))
+            .map(|row| {
+                Some(PackId {
+                    origin: *origins.get(word(row, 0) as usize)?,
+                    number: word(row, 4),
+                })
+            })
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::corrupted(key, "a leaf names a pack of no origin"))?;
         let frames = reader
@@ -148,7 +170,8 @@ impl Leaf {
         for run in &runs {
             let fits = run.frame.is_none_or(|frame| {
                 frames.get(frame as usize).is_some_and(|frame| {
-                    u64::from(run.slot) + u64::from(run.pages) <= u64::from(frame.content_len) / PAGE_BYTES as u64
+                    u64::from(run.slot) + u64::from(run.pages)
+                        <= u64::from(frame.content_len) / PAGE_BYTES as u64
                 })
             });
             if run.first_page != next || run.pages == 0 || run.pages as usize > pages || !fits {
@@ -163,7 +186,11 @@ impl Leaf {
             .rows(pages, 16)?
             .map(|row| row.try_into().expect("rows are 16 bytes long"))
             .collect();
-        Ok(Self { frames, runs, hashes })
+        Ok(Self {
+            frames,
+            runs,
+            hashes,
+        })
     }
 
     /// Where each page lies: frame and slot, or `None` for zeros.
@@ -243,7 +270,10 @@ struct Table<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { rows: Vec::new(), places: HashMap::new() }
+        Self {
+            rows: Vec::new(),
+            places: HashMap::new(),
+        }
     }
 }
 

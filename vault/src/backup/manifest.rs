@@ -85,13 +85,21 @@ pub(crate) struct StoredOrigin {
 
 impl From<Origin> for StoredOrigin {
     fn from(origin: Origin) -> Self {
-        Self { job: origin.job, epoch: origin.epoch, salt: origin.salt }
+        Self {
+            job: origin.job,
+            epoch: origin.epoch,
+            salt: origin.salt,
+        }
     }
 }
 
 impl From<StoredOrigin> for Origin {
     fn from(stored: StoredOrigin) -> Self {
-        Self { job: stored.job, epoch: stored.epoch, salt: stored.salt }
+        Self {
+            job: stored.job,
+            epoch: stored.epoch,
+            salt: stored.salt,
+        }
     }
 }
 
@@ -184,13 +192,25 @@ impl Manifest {
         named: &ManifestRef,
     ) -> Result<Self> {
         if named.key != layout::manifest(incarnation, named.backup, named.generation) {
-            return Err(Error::corrupted(&named.key, "the key is not that of this backup's manifest"));
+            return Err(Error::corrupted(
+                &named.key,
+                "the key is not that of this backup's manifest",
+            ));
         }
         get_anywhere(stores, &named.key, |bytes| {
             if blake3::hash(&bytes).to_hex().as_str() != named.hash {
-                return Err(Error::corrupted(&named.key, "its hash is not the one that was recorded"));
+                return Err(Error::corrupted(
+                    &named.key,
+                    "its hash is not the one that was recorded",
+                ));
             }
-            Self::open(data_key, incarnation, named.backup, named.generation, &bytes)
+            Self::open(
+                data_key,
+                incarnation,
+                named.backup,
+                named.generation,
+                &bytes,
+            )
         })
         .await
     }
@@ -206,8 +226,13 @@ impl Manifest {
         let json = seal::open(data_key, Class::Manifest, &key, sealed)?;
         let manifest: Self = serde_json::from_slice(&json)
             .map_err(|error| Error::corrupted(&key, format!("its JSON cannot be read: {error}")))?;
-        if (manifest.incarnation, manifest.backup, manifest.generation) != (incarnation, backup, generation) {
-            return Err(Error::corrupted(&key, "it is the manifest of something else"));
+        if (manifest.incarnation, manifest.backup, manifest.generation)
+            != (incarnation, backup, generation)
+        {
+            return Err(Error::corrupted(
+                &key,
+                "it is the manifest of something else",
+            ));
         }
         manifest.validate(&key)?;
         Ok(manifest)
@@ -252,7 +277,11 @@ impl Manifest {
             .chain(self.leaf_objects.iter().map(|leaves| (leaves, true)))
             .map(|(stored, is_leaves)| {
                 let origin = self.origins[stored.origin as usize];
-                let key = if is_leaves { layout::leaves } else { layout::pack };
+                let key = if is_leaves {
+                    layout::leaves
+                } else {
+                    layout::pack
+                };
                 ObjectRef {
                     key: key(self.incarnation, origin.job, origin.epoch, stored.number),
                     bytes: stored.bytes,
@@ -264,11 +293,15 @@ impl Manifest {
     }
 
     pub(crate) fn pack_ids(&self) -> impl Iterator<Item = (PackId, u64)> + '_ {
-        self.packs.iter().map(|stored| (self.pack_id(stored), stored.bytes))
+        self.packs
+            .iter()
+            .map(|stored| (self.pack_id(stored), stored.bytes))
     }
 
     pub(crate) fn leaf_object_ids(&self) -> impl Iterator<Item = (PackId, u64)> + '_ {
-        self.leaf_objects.iter().map(|stored| (self.pack_id(stored), stored.bytes))
+        self.leaf_objects
+            .iter()
+            .map(|stored| (self.pack_id(stored), stored.bytes))
     }
 
     /// The object of a leaf. `validate` has seen to it that it is there.
@@ -293,7 +326,9 @@ impl Manifest {
             return corrupted("its pages have a size that is not known here");
         }
         let objects = || self.packs.iter().chain(&self.leaf_objects);
-        if objects().any(|object| object.origin as usize >= self.origins.len() || object.bytes > MAX_PACK_BYTES) {
+        if objects().any(|object| {
+            object.origin as usize >= self.origins.len() || object.bytes > MAX_PACK_BYTES
+        }) {
             return corrupted("it names an object that cannot be");
         }
         check_distinct(
@@ -301,24 +336,34 @@ impl Manifest {
             self.directories.iter().map(String::as_str),
         )?;
         let known = |path: &str| match in_tablespace(path) {
-            Some((oid, _)) => self.tablespaces.iter().any(|tablespace| tablespace.oid == oid),
+            Some((oid, _)) => self
+                .tablespaces
+                .iter()
+                .any(|tablespace| tablespace.oid == oid),
             None => !path.starts_with("pg_tblspc/"),
         };
         for file in &self.files {
             check(&file.path)?;
-            if file.leaves.len() as u64 != file.bytes.div_ceil((PAGE_BYTES * PAGES_PER_LEAF) as u64) {
+            if file.leaves.len() as u64 != file.bytes.div_ceil((PAGE_BYTES * PAGES_PER_LEAF) as u64)
+            {
                 return corrupted("a file's length and its leaves disagree");
             }
             let inside = |leaf: &LeafAt| {
-                self.leaf_objects.get(leaf.0 as usize).is_some_and(|object| {
-                    u64::from(leaf.1) + u64::from(leaf.2) <= object.bytes
-                })
+                self.leaf_objects
+                    .get(leaf.0 as usize)
+                    .is_some_and(|object| u64::from(leaf.1) + u64::from(leaf.2) <= object.bytes)
             };
             if !file.leaves.iter().all(inside) {
                 return corrupted("a file's leaf lies outside its object");
             }
         }
-        if !self.files.iter().map(|file| &file.path).chain(&self.directories).all(|path| known(path)) {
+        if !self
+            .files
+            .iter()
+            .map(|file| &file.path)
+            .chain(&self.directories)
+            .all(|path| known(path))
+        {
             return corrupted("a path lies in a tablespace that is not named");
         }
         Ok(())
@@ -334,20 +379,34 @@ mod base64_bytes {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        BASE64_STANDARD.decode(text).map_err(serde::de::Error::custom)
+        BASE64_STANDARD
+            .decode(text)
+            .map_err(serde::de::Error::custom)
     }
 }
 
 mod base64_optional {
     use super::{BASE64_STANDARD, Deserialize, Deserializer, Engine, Serialize, Serializer};
 
-    pub fn serialize<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
-        bytes.as_ref().map(|bytes| BASE64_STANDARD.encode(bytes)).serialize(serializer)
+    pub fn serialize<S: Serializer>(
+        bytes: &Option<Vec<u8>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        bytes
+            .as_ref()
+            .map(|bytes| BASE64_STANDARD.encode(bytes))
+            .serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
         Option::<String>::deserialize(deserializer)?
-            .map(|text| BASE64_STANDARD.decode(text).map_err(serde::de::Error::custom))
+            .map(|text| {
+                BASE64_STANDARD
+                    .decode(text)
+                    .map_err(serde::de::Error::custom)
+            })
             .transpose()
     }
 }
@@ -355,15 +414,22 @@ mod base64_optional {
 mod salt {
     use super::{BASE64_STANDARD, Deserialize, Deserializer, Engine, SALT_BYTES, Serializer};
 
-    pub fn serialize<S: Serializer>(salt: &[u8; SALT_BYTES], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(
+        salt: &[u8; SALT_BYTES],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&BASE64_STANDARD.encode(salt))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SALT_BYTES], D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u8; SALT_BYTES], D::Error> {
         use serde::de::Error;
         let bytes = BASE64_STANDARD
             .decode(String::deserialize(deserializer)?)
             .map_err(Error::custom)?;
-        bytes.try_into().map_err(|_| Error::custom("a salt has 32 bytes"))
+        bytes
+            .try_into()
+            .map_err(|_| Error::custom("a salt has 32 bytes"))
     }
 }

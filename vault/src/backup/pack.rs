@@ -71,7 +71,11 @@ impl PackAppender {
     ) -> Self {
         let header = cipher.pack_header();
         Self {
-            filling: Mutex::new(Filling { number: 0, bytes: header.len() as u64, parts: vec![header] }),
+            filling: Mutex::new(Filling {
+                number: 0,
+                bytes: header.len() as u64,
+                parts: vec![header],
+            }),
             cipher,
             key,
             limit,
@@ -129,7 +133,10 @@ impl PackAppender {
     }
 
     fn id(&self, number: u32) -> PackId {
-        PackId { origin: self.cipher.origin(), number }
+        PackId {
+            origin: self.cipher.origin(),
+            number,
+        }
     }
 }
 

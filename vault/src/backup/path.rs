@@ -68,11 +68,26 @@ mod tests {
 
     #[test]
     fn a_path_that_could_leave_its_directory_is_refused() {
-        for good in ["PG_VERSION", "base/5/1259.1", "base/5/odd name", "pg_tblspc/16385/PG_15_202209061/5/x"] {
+        for good in [
+            "PG_VERSION",
+            "base/5/1259.1",
+            "base/5/odd name",
+            "pg_tblspc/16385/PG_15_202209061/5/x",
+        ] {
             check(good).unwrap();
         }
         let long = "x".repeat(256);
-        for bad in ["", "/etc/passwd", "../x", "base/../../x", "base//x", "base/", "./x", "a\0b", long.as_str()] {
+        for bad in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "base/../../x",
+            "base//x",
+            "base/",
+            "./x",
+            "a\0b",
+            long.as_str(),
+        ] {
             assert!(matches!(check(bad), Err(Error::Refused { .. })), "{bad:?}");
         }
     }
@@ -85,6 +100,9 @@ mod tests {
         distinct(&["a/b", "a/c"], &["a", "d"]).unwrap();
         assert!(distinct(&["a/b", "a/b"], &[]).is_err());
         assert!(distinct(&["a/b"], &["a/b"]).is_err());
-        assert!(distinct(&["a", "a/b"], &[]).is_err(), "a file that is a directory");
+        assert!(
+            distinct(&["a", "a/b"], &[]).is_err(),
+            "a file that is a directory"
+        );
     }
 }

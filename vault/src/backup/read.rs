@@ -48,7 +48,12 @@ impl LeafReader {
     /// One leaf of `manifest`, from the first vault whose copy is good.
     pub async fn leaf(&self, manifest: &Manifest, at: LeafAt) -> Result<Leaf> {
         let object = manifest.leaf_object(at);
-        let key = layout::leaves(self.incarnation, object.origin.job, object.origin.epoch, object.number);
+        let key = layout::leaves(
+            self.incarnation,
+            object.origin.job,
+            object.origin.epoch,
+            object.number,
+        );
         let cipher = self.cipher(object.origin)?;
         let (key, cipher) = (key.as_str(), cipher.as_ref());
         try_each(&self.stores, |store| async move {

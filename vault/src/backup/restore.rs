@@ -121,15 +121,23 @@ pub async fn restore_to(
         .map(|content| Bytes::from(std::mem::take(&mut *lock(&content))))
         .ok_or_else(|| Error::corrupted(manifest_key(manifest), "it names no global/pg_control"))?;
     let files = wanted.len() as u64;
-    tokio::task::spawn_blocking(move || trees.sync()).await.map_err(worker_failed)??;
-    Ok(Restored { pg_control, bytes: total, files })
+    tokio::task::spawn_blocking(move || trees.sync())
+        .await
+        .map_err(worker_failed)??;
+    Ok(Restored {
+        pg_control,
+        bytes: total,
+        files,
+    })
 }
 
 /// PostgreSQL's control file has 8 KiB; nothing larger is held in memory.
 fn bounded_control(bytes: u64) -> Result<usize> {
     match bytes {
         0..=65_536 => Ok(bytes as usize),
-        _ => Err(Error::refused("global/pg_control is larger than a control file")),
+        _ => Err(Error::refused(
+            "global/pg_control is larger than a control file",
+        )),
     }
 }
 
@@ -138,7 +146,10 @@ fn manifest_key(manifest: &Manifest) -> String {
 }
 
 fn worker_failed(error: tokio::task::JoinError) -> Error {
-    Error::io("a restore worker ended unexpectedly", std::io::Error::other(error))
+    Error::io(
+        "a restore worker ended unexpectedly",
+        std::io::Error::other(error),
+    )
 }
 
 /// The data directory and, apart from it, the tablespaces.
@@ -150,7 +161,10 @@ struct Trees {
 impl Trees {
     fn prepare(into: RestoreInto<'_>, manifest: &Manifest) -> Result<Self> {
         let owner: Owner = into.owner;
-        let mut trees = Self { data: Tree::at_empty(into.dir, owner)?, tablespaces: None };
+        let mut trees = Self {
+            data: Tree::at_empty(into.dir, owner)?,
+            tablespaces: None,
+        };
         if !manifest.tablespaces.is_empty() {
             let root = into.tablespaces.ok_or_else(|| {
                 Error::refused("the backup has tablespaces and the restore has no place for them")
@@ -159,7 +173,9 @@ impl Trees {
             for tablespace in &manifest.tablespaces {
                 let oid = tablespace.oid.to_string();
                 below.directory(&oid)?;
-                trees.data.link(&format!("pg_tblspc/{oid}"), &root.link_to.join(&oid))?;
+                trees
+                    .data
+                    .link(&format!("pg_tblspc/{oid}"), &root.link_to.join(&oid))?;
             }
             trees.tablespaces = Some(below);
         }
@@ -185,7 +201,9 @@ impl Trees {
                 let below = below.map_or_else(|| oid.to_string(), |below| format!("{oid}/{below}"));
                 Ok((tablespaces, below))
             }
-            (Some(_), None) => Err(Error::refused("a path lies in a tablespace that is not named")),
+            (Some(_), None) => Err(Error::refused(
+                "a path lies in a tablespace that is not named",
+            )),
             (None, _) => Ok((&mut self.data, path.to_owned())),
         }
     }
@@ -280,21 +298,30 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
             let first = run.first_page as usize;
             let Some(frame) = run.frame else {
                 let zero = self.hasher.zero();
-                if leaf.hashes[first..first + run.pages as usize].iter().any(|hash| *hash != zero) {
-                    return corrupted("a leaf says that a page is zeros and that its hash is another");
+                if leaf.hashes[first..first + run.pages as usize]
+                    .iter()
+                    .any(|hash| *hash != zero)
+                {
+                    return corrupted(
+                        "a leaf says that a page is zeros and that its hash is another",
+                    );
                 }
                 batch.zeros += bytes_of(run.first_page, run.pages, leaf_bytes);
                 continue;
             };
-            batch.pieces.entry(leaf.frames[frame as usize]).or_default().push(Piece {
-                target: target.clone(),
-                leaf: leaf.clone(),
-                first_page: run.first_page,
-                pages: run.pages,
-                slot: run.slot,
-                leaf_start,
-                leaf_bytes,
-            });
+            batch
+                .pieces
+                .entry(leaf.frames[frame as usize])
+                .or_default()
+                .push(Piece {
+                    target: target.clone(),
+                    leaf: leaf.clone(),
+                    first_page: run.first_page,
+                    pages: run.pages,
+                    slot: run.slot,
+                    leaf_start,
+                    leaf_bytes,
+                });
         }
         Ok(())
     }
@@ -315,7 +342,11 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
                     fetch.end = fetch.end.max(end);
                     fetch.frames.push((frame, pieces));
                 }
-                _ => fetches.push(Fetch { start: frame.offset, end, frames: vec![(frame, pieces)] }),
+                _ => fetches.push(Fetch {
+                    start: frame.offset,
+                    end,
+                    frames: vec![(frame, pieces)],
+                }),
             }
         }
         futures::stream::iter(fetches)
@@ -329,17 +360,29 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
     /// vault when a copy is bad; writing the same pages twice is harmless.
     async fn fetch(&self, fetch: Arc<Fetch>) -> Result<()> {
         let pack = fetch.frames[0].0.pack;
-        let key: Arc<str> =
-            layout::pack(self.manifest.incarnation, pack.origin.job, pack.origin.epoch, pack.number).into();
+        let key: Arc<str> = layout::pack(
+            self.manifest.incarnation,
+            pack.origin.job,
+            pack.origin.epoch,
+            pack.number,
+        )
+        .into();
         let cipher = self.cipher(pack.origin)?;
         let written = try_each(self.stores, |store| {
-            let (key, cipher, fetch, hasher) = (key.clone(), cipher.clone(), fetch.clone(), self.hasher.clone());
+            let (key, cipher, fetch, hasher) = (
+                key.clone(),
+                cipher.clone(),
+                fetch.clone(),
+                self.hasher.clone(),
+            );
             async move {
                 let range = u64::from(fetch.start)..u64::from(fetch.end);
                 let bytes = store.get_range(&key, range).await?;
-                tokio::task::spawn_blocking(move || write_frames(&fetch, &bytes, &cipher, &hasher, &key))
-                    .await
-                    .map_err(worker_failed)?
+                tokio::task::spawn_blocking(move || {
+                    write_frames(&fetch, &bytes, &cipher, &hasher, &key)
+                })
+                .await
+                .map_err(worker_failed)?
             }
         })
         .await?;
@@ -352,7 +395,12 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
         if let Some(cipher) = ciphers.get(&origin) {
             return Ok(cipher.clone());
         }
-        let cipher = FrameCipher::new(self.data_key, Class::Pack, self.manifest.incarnation, origin)?;
+        let cipher = FrameCipher::new(
+            self.data_key,
+            Class::Pack,
+            self.manifest.incarnation,
+            origin,
+        )?;
         Ok(ciphers.entry(origin).or_insert(Arc::new(cipher)).clone())
     }
 
@@ -385,7 +433,10 @@ fn write_frames(
             let pages = &content[start..start + piece.pages as usize * PAGE_BYTES];
             for (index, page) in pages.chunks_exact(PAGE_BYTES).enumerate() {
                 if hasher.hash(page) != piece.leaf.hashes[first + index] {
-                    return Err(Error::corrupted(key, "a page's hash is not the one that was recorded"));
+                    return Err(Error::corrupted(
+                        key,
+                        "a page's hash is not the one that was recorded",
+                    ));
                 }
             }
             let length = bytes_of(piece.first_page, piece.pages, piece.leaf_bytes);

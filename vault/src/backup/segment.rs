@@ -90,7 +90,10 @@ impl Worker {
         for part in 0..task.bytes.div_ceil(leaf_bytes) {
             let start = part * leaf_bytes;
             let bytes = (task.bytes - start).min(leaf_bytes);
-            let slot = LeafSlot { file: task.file, part: part as usize };
+            let slot = LeafSlot {
+                file: task.file,
+                part: part as usize,
+            };
             self.store_part(task, slot, start, bytes)?;
         }
         self.shared.file_done();
@@ -123,7 +126,10 @@ impl Worker {
             let mut group = std::mem::take(&mut self.group);
             let read = self.read_group(task, start, bytes, first, &mut group[..count * PAGE_BYTES]);
             let taken = read.and_then(|()| {
-                for (index, page) in group[..count * PAGE_BYTES].chunks_exact(PAGE_BYTES).enumerate() {
+                for (index, page) in group[..count * PAGE_BYTES]
+                    .chunks_exact(PAGE_BYTES)
+                    .enumerate()
+                {
                     let known = base_places.as_mut().and_then(Iterator::next);
                     self.take_page(&mut leaf, base.as_ref(), first + index, known, page)?;
                 }
@@ -132,7 +138,10 @@ impl Worker {
             self.group = group;
             taken?;
             let read = (count * PAGE_BYTES) as u64;
-            self.shared.bytes_read.fetch_add(read.min(bytes - (first * PAGE_BYTES) as u64), Ordering::Relaxed);
+            self.shared.bytes_read.fetch_add(
+                read.min(bytes - (first * PAGE_BYTES) as u64),
+                Ordering::Relaxed,
+            );
         }
         match &base {
             Some(base) if leaf.hashes == base.leaf.hashes => self.shared.name_again(slot, base),
@@ -147,7 +156,14 @@ impl Worker {
 
     /// Reads whole pages; what is beyond the end, of the file or of its recorded length, is zeros
     /// (RELIABILITY §5.2.5: replay repairs what a shrinking file has lost).
-    fn read_group(&self, task: &Task, start: u64, bytes: u64, first: usize, group: &mut [u8]) -> Result<()> {
+    fn read_group(
+        &self,
+        task: &Task,
+        start: u64,
+        bytes: u64,
+        first: usize,
+        group: &mut [u8],
+    ) -> Result<()> {
         let at = start + (first * PAGE_BYTES) as u64;
         let wanted = group.len().min((start + bytes - at) as usize);
         let failed = |error| Error::io(format!("{} cannot be read", task.path), error);
@@ -196,7 +212,8 @@ impl Worker {
             return Ok(());
         }
         let frame = leaf.filling_frame();
-        leaf.places.push((frame, (self.frame.len() / PAGE_BYTES) as u32));
+        leaf.places
+            .push((frame, (self.frame.len() / PAGE_BYTES) as u32));
         self.frame.extend_from_slice(page);
         if self.frame.len() == PAGES_PER_FRAME * PAGE_BYTES {
             self.close_frame(Some(leaf))?;
@@ -282,13 +299,25 @@ impl Builder {
         for (page, (frame, slot)) in self.places.into_iter().enumerate() {
             let frame = Some(frame).filter(|frame| *frame != ZEROS);
             match runs.last_mut() {
-                Some(last) if last.frame == frame && (frame.is_none() || last.slot + last.pages == slot) => {
+                Some(last)
+                    if last.frame == frame
+                        && (frame.is_none() || last.slot + last.pages == slot) =>
+                {
                     last.pages += 1;
                 }
-                _ => runs.push(Run { first_page: page as u32, pages: 1, frame, slot }),
+                _ => runs.push(Run {
+                    first_page: page as u32,
+                    pages: 1,
+                    frame,
+                    slot,
+                }),
             }
         }
-        Leaf { frames, runs, hashes: self.hashes }
+        Leaf {
+            frames,
+            runs,
+            hashes: self.hashes,
+        }
     }
 }
 

@@ -54,7 +54,9 @@ impl Site {
     }
 
     async fn base(&self, named: &ManifestRef) -> Option<BaseIndex> {
-        BaseIndex::load(&self.stores, &self.key, self.incarnation, named).await.unwrap()
+        BaseIndex::load(&self.stores, &self.key, self.incarnation, named)
+            .await
+            .unwrap()
     }
 
     async fn back_up(&self, files: &Files, base: Option<&ManifestRef>) -> Result<FinishedBackup> {
@@ -65,7 +67,12 @@ impl Site {
         self.back_up_as(self.attempt(), files, base).await
     }
 
-    async fn back_up_as(&self, attempt: Attempt, files: &Files, base: Option<BaseIndex>) -> Result<FinishedBackup> {
+    async fn back_up_as(
+        &self,
+        attempt: Attempt,
+        files: &Files,
+        base: Option<BaseIndex>,
+    ) -> Result<FinishedBackup> {
         let writer = BackupWriter::new(self.stores.clone(), self.key.clone(), attempt, base)?;
         for (path, content) in files {
             if let Some((parent, _)) = path.rsplit_once('/') {
@@ -75,7 +82,9 @@ impl Site {
                 writer.add_tablespace(16385, "/somewhere/else");
             }
             if path.starts_with("base/") {
-                writer.add_relation_segment(path, on_disk(content), content.len() as u64, None).await?;
+                writer
+                    .add_relation_segment(path, on_disk(content), content.len() as u64, None)
+                    .await?;
             } else {
                 writer.add_bytes(path, Bytes::from(content.clone())).await?;
             }
@@ -96,15 +105,35 @@ impl Site {
         std::fs::create_dir(&data).unwrap();
         let into = RestoreInto {
             dir: &data,
-            tablespaces: Some(TablespaceRoot { write_below: &spaces, link_to: &spaces }),
+            tablespaces: Some(TablespaceRoot {
+                write_below: &spaces,
+                link_to: &spaces,
+            }),
             owner: None,
         };
-        let restored = restore_to(into, &manifest, &self.stores, &self.key, |_| true, |_, _| {}).await?;
+        let restored = restore_to(
+            into,
+            &manifest,
+            &self.stores,
+            &self.key,
+            |_| true,
+            |_, _| {},
+        )
+        .await?;
         let mut files = Files::new();
         read_tree(&data, "", &mut files);
-        assert!(!files.contains_key(PG_CONTROL), "the control file is the caller's to write");
+        assert!(
+            !files.contains_key(PG_CONTROL),
+            "the control file is the caller's to write"
+        );
         files.insert(PG_CONTROL.to_owned(), restored.pg_control.to_vec());
-        assert_eq!(restored.bytes, files.values().map(|content| content.len() as u64).sum::<u64>());
+        assert_eq!(
+            restored.bytes,
+            files
+                .values()
+                .map(|content| content.len() as u64)
+                .sum::<u64>()
+        );
         Ok(files)
     }
 
@@ -143,7 +172,11 @@ fn page(seed: u64) -> Vec<u8> {
     }
     page.truncate(PAGE_BYTES / 2);
     let mut noise = vec![0; PAGE_BYTES / 2];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().read_exact(&mut noise).unwrap();
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .read_exact(&mut noise)
+        .unwrap();
     page.extend_from_slice(&noise);
     page
 }
@@ -158,14 +191,31 @@ fn cluster() -> Files {
         ("PG_VERSION".to_owned(), b"15\n".to_vec()),
         (PG_CONTROL.to_owned(), page(1)),
         ("base/5/1259".to_owned(), relation(1000, 700)),
-        ("base/5/2619".to_owned(), [relation(5000, 3), vec![0; 5 * PAGE_BYTES], relation(6000, 200)].concat()),
+        (
+            "base/5/2619".to_owned(),
+            [
+                relation(5000, 3),
+                vec![0; 5 * PAGE_BYTES],
+                relation(6000, 200),
+            ]
+            .concat(),
+        ),
         ("base/5/16400".to_owned(), Vec::new()),
-        ("base/5/16401".to_owned(), [relation(7000, 2), vec![7; 100]].concat()),
+        (
+            "base/5/16401".to_owned(),
+            [relation(7000, 2), vec![7; 100]].concat(),
+        ),
         ("pg_xact/0000".to_owned(), vec![0; 3 * PAGE_BYTES]),
-        ("pg_tblspc/16385/PG_15_202209061/5/16500".to_owned(), relation(8000, 10)),
+        (
+            "pg_tblspc/16385/PG_15_202209061/5/16500".to_owned(),
+            relation(8000, 10),
+        ),
     ]);
     for number in 0..40 {
-        files.insert(format!("base/1/{number}"), relation(100_000 + number * 10, 1 + number % 4));
+        files.insert(
+            format!("base/1/{number}"),
+            relation(100_000 + number * 10, 1 + number % 4),
+        );
     }
     files
 }
@@ -182,7 +232,10 @@ fn meta() -> ManifestMeta {
         completed_time: DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap(),
         backup_label: b"START WAL LOCATION: 0/2000028\n\xff".to_vec(),
         tablespace_map: Some(b"16385 /somewhere/else\n".to_vec()),
-        wrapped_key: WrappedKey { kek_version: "1".to_owned(), wrapped: "AAAA".to_owned() },
+        wrapped_key: WrappedKey {
+            kek_version: "1".to_owned(),
+            wrapped: "AAAA".to_owned(),
+        },
         wal_segment_bytes: 16 << 20,
         data_checksums: true,
         corrupt_pages: vec!["base/5/1259:3".to_owned()],

@@ -28,14 +28,19 @@ pub(crate) struct Tree {
 impl Tree {
     /// A directory that exists and is empty (DESIGN §3.7).
     pub fn at_empty(dir: &Path, owner: Owner) -> Result<Self> {
-        let unusable = |error: Errno| Error::io("the restore's directory cannot be opened", error.into());
+        let unusable =
+            |error: Errno| Error::io("the restore's directory cannot be opened", error.into());
         let root = open(dir, DIRECTORY, Mode::empty()).map_err(unusable)?;
         let mut entries = std::fs::read_dir(dir)
             .map_err(|error| Error::io("the restore's directory cannot be read", error))?;
         if entries.next().is_some() {
             return Err(Error::refused("the restore's directory is not empty"));
         }
-        Ok(Self { root, owner, last: None })
+        Ok(Self {
+            root,
+            owner,
+            last: None,
+        })
     }
 
     /// A directory of ours, made if need be, for the tablespaces of one restore.
@@ -45,9 +50,14 @@ impl Tree {
             .mode(0o700)
             .create(dir)
             .map_err(|error| Error::io("the tablespaces' directory cannot be made", error))?;
-        let root = open(dir, DIRECTORY, Mode::empty())
-            .map_err(|error| Error::io("the tablespaces' directory cannot be opened", error.into()))?;
-        let tree = Self { root, owner, last: None };
+        let root = open(dir, DIRECTORY, Mode::empty()).map_err(|error| {
+            Error::io("the tablespaces' directory cannot be opened", error.into())
+        })?;
+        let tree = Self {
+            root,
+            owner,
+            last: None,
+        };
         tree.give(tree.root.as_fd())?;
         Ok(tree)
     }
@@ -62,9 +72,15 @@ impl Tree {
     pub fn file(&mut self, path: &str) -> Result<File> {
         path::check(path)?;
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(self.enter(parent)?, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(|error| failed(path, error))?;
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(
+            self.enter(parent)?,
+            name,
+            flags,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+        )
+        .map_err(|error| failed(path, error))?;
         self.give(file.as_fd())?;
         Ok(File::from(file))
     }
@@ -96,7 +112,8 @@ impl Tree {
                     Err(Errno::EEXIST) => false,
                     Err(error) => return Err(failed(path, error)),
                 };
-                let next = openat(above, part, DIRECTORY, Mode::empty()).map_err(|error| failed(path, error))?;
+                let next = openat(above, part, DIRECTORY, Mode::empty())
+                    .map_err(|error| failed(path, error))?;
                 if made {
                     self.give(next.as_fd())?;
                 }
@@ -111,8 +128,12 @@ impl Tree {
         let Some((user, group)) = self.owner else {
             return Ok(());
         };
-        fchown(made, Some(user), Some(group))
-            .map_err(|error| Error::io("a restored file cannot be given to the server's user", error))
+        fchown(made, Some(user), Some(group)).map_err(|error| {
+            Error::io(
+                "a restored file cannot be given to the server's user",
+                error,
+            )
+        })
     }
 }
 
@@ -136,10 +157,14 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), dir.path().join("base")).unwrap();
         assert!(tree.file("base/1259").is_err());
         assert!(tree.directory("base/5").is_err());
-        std::os::unix::fs::symlink(outside.path().join("x"), dir.path().join("PG_VERSION")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("x"), dir.path().join("PG_VERSION"))
+            .unwrap();
         assert!(tree.file("PG_VERSION").is_err());
         for hostile in ["../x", "/x", "a/../../x", ""] {
-            assert!(matches!(tree.file(hostile), Err(Error::Refused { .. })), "{hostile:?}");
+            assert!(
+                matches!(tree.file(hostile), Err(Error::Refused { .. })),
+                "{hostile:?}"
+            );
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     }
@@ -148,6 +173,9 @@ mod tests {
     fn a_directory_that_holds_anything_is_not_restored_into() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("precious"), "x").unwrap();
-        assert!(matches!(Tree::at_empty(dir.path(), None), Err(Error::Refused { .. })));
+        assert!(matches!(
+            Tree::at_empty(dir.path(), None),
+            Err(Error::Refused { .. })
+        ));
     }
 }

@@ -105,7 +105,12 @@ impl BackupWriter {
         attempt: Attempt,
         base: Option<BaseIndex>,
     ) -> Result<Self> {
-        let Attempt { incarnation, job, epoch, .. } = attempt;
+        let Attempt {
+            incarnation,
+            job,
+            epoch,
+            ..
+        } = attempt;
         let (uploads, packs) = mpsc::channel(1);
         let cipher = |class| FrameCipher::create(&data_key, class, incarnation, job, epoch);
         let shared = Arc::new(Shared {
@@ -127,7 +132,9 @@ impl BackupWriter {
             named: Mutex::default(),
         });
         let uploader = tokio::spawn(put_packs(shared.clone(), stores.clone(), packs));
-        let count = std::thread::available_parallelism().map_or(2, usize::from).min(MAX_WORKERS);
+        let count = std::thread::available_parallelism()
+            .map_or(2, usize::from)
+            .min(MAX_WORKERS);
         let (tasks, queue) = mpsc::channel::<Task>(2 * count);
         let queue = Arc::new(Mutex::new(queue));
         let workers = (0..count)
@@ -191,7 +198,13 @@ impl BackupWriter {
         }
     }
 
-    async fn add(&self, path: &str, source: Source, bytes: u64, check: Option<PageCheck>) -> Result<()> {
+    async fn add(
+        &self,
+        path: &str,
+        source: Source,
+        bytes: u64,
+        check: Option<PageCheck>,
+    ) -> Result<()> {
         path::check(path)?;
         let file = {
             let mut named = lock(&self.shared.named);
@@ -203,7 +216,13 @@ impl BackupWriter {
             });
             named.files.len() - 1
         };
-        let task = Task { file, path: path.to_owned(), source, bytes, check };
+        let task = Task {
+            file,
+            path: path.to_owned(),
+            source,
+            bytes,
+            check,
+        };
         match &self.tasks {
             Some(tasks) if !self.shared.is_stopped() => {
                 tasks.send(task).await.map_err(|_| self.shared.failure())
@@ -252,7 +271,10 @@ impl BackupWriter {
         self.tasks = None;
         for worker in std::mem::take(&mut self.workers) {
             if let Err(error) = worker.await {
-                self.shared.fail(Error::io("a backup worker ended unexpectedly", std::io::Error::other(error)));
+                self.shared.fail(Error::io(
+                    "a backup worker ended unexpectedly",
+                    std::io::Error::other(error),
+                ));
             }
         }
         let uploader = self.uploader.take().ok_or(Error::Stopped)?;
@@ -265,7 +287,10 @@ impl BackupWriter {
         }
         let uploaded = match uploader.await {
             Ok(uploaded) => uploaded,
-            Err(error) => Err(Error::io("the uploader ended unexpectedly", std::io::Error::other(error))),
+            Err(error) => Err(Error::io(
+                "the uploader ended unexpectedly",
+                std::io::Error::other(error),
+            )),
         };
         let uploaded = uploaded?;
         if self.shared.is_stopped() {
@@ -275,15 +300,26 @@ impl BackupWriter {
     }
 
     fn contents(&self, uploaded: BTreeMap<PackId, u64>) -> Result<Contents> {
-        let incomplete = || Error::io("a backup was closed before it was whole", std::io::Error::other("a leaf is missing"));
+        let incomplete = || {
+            Error::io(
+                "a backup was closed before it was whole",
+                std::io::Error::other("a leaf is missing"),
+            )
+        };
         let mut named = std::mem::take(&mut *lock(&self.shared.named));
         named.files.sort_by(|a, b| a.path.cmp(&b.path));
         let base = self.shared.base.as_ref();
         let bytes_of_pack = |pack: &PackId| {
-            uploaded.get(pack).copied().or_else(|| base?.pack_bytes(pack))
+            uploaded
+                .get(pack)
+                .copied()
+                .or_else(|| base?.pack_bytes(pack))
         };
         let bytes_of_leaves = |object: &PackId| {
-            uploaded.get(object).copied().or_else(|| base?.leaf_object_bytes(object))
+            uploaded
+                .get(object)
+                .copied()
+                .or_else(|| base?.leaf_object_bytes(object))
         };
         let used: BTreeSet<PackId> = named
             .files
@@ -307,11 +343,23 @@ impl BackupWriter {
                     .into_iter()
                     .map(|leaf| {
                         let leaf = leaf?;
-                        let object = leaf_objects.binary_search_by_key(&leaf.pack, |(id, _)| *id).ok()?;
-                        Some(LeafAt(object as u32, leaf.offset, leaf.sealed_len, leaf.content_len, leaf.number))
+                        let object = leaf_objects
+                            .binary_search_by_key(&leaf.pack, |(id, _)| *id)
+                            .ok()?;
+                        Some(LeafAt(
+                            object as u32,
+                            leaf.offset,
+                            leaf.sealed_len,
+                            leaf.content_len,
+                            leaf.number,
+                        ))
                     })
                     .collect::<Option<Vec<_>>>()?;
-                Some(FileEntry { path: file.path, bytes: file.bytes, leaves })
+                Some(FileEntry {
+                    path: file.path,
+                    bytes: file.bytes,
+                    leaves,
+                })
             })
             .collect::<Option<Vec<_>>>()
             .ok_or_else(incomplete)?;
@@ -322,7 +370,9 @@ impl BackupWriter {
                 .into_iter()
                 .map(|(oid, location)| Tablespace { oid, location })
                 .collect(),
-            directories: std::mem::take(&mut *lock(&self.directories)).into_iter().collect(),
+            directories: std::mem::take(&mut *lock(&self.directories))
+                .into_iter()
+                .collect(),
             files,
             stored_bytes: uploaded.values().sum(),
         })
@@ -381,13 +431,21 @@ impl Shared {
     /// Nothing changed: the base's leaf is this backup's leaf.
     pub fn name_again(&self, slot: LeafSlot, base: &BaseLeaf) -> Result<()> {
         let LeafAt(_, offset, sealed_len, content_len, number) = base.at;
-        let at = FrameAt { pack: base.object, offset, sealed_len, content_len, number };
+        let at = FrameAt {
+            pack: base.object,
+            offset,
+            sealed_len,
+            content_len,
+            number,
+        };
         self.name_new(slot, &base.leaf, at)
     }
 
     pub fn name_new(&self, slot: LeafSlot, leaf: &Leaf, at: FrameAt) -> Result<()> {
         let mut named = lock(&self.named);
-        named.packs.extend(leaf.frames.iter().map(|frame| frame.pack));
+        named
+            .packs
+            .extend(leaf.frames.iter().map(|frame| frame.pack));
         let place = named
             .files
             .get_mut(slot.file)
@@ -407,7 +465,9 @@ async fn put_packs(
     let put = |bytes| {
         shared.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     };
-    upload(&stores, &mut packs, put).await.inspect_err(|error| shared.fail(error.clone()))
+    upload(&stores, &mut packs, put)
+        .await
+        .inspect_err(|error| shared.fail(error.clone()))
 }
 
 /// A worker's life: files until there are no more, or until something goes wrong anywhere.

@@ -103,7 +103,11 @@ impl FrameCipher {
         sealed.extend_from_slice(payload);
         let tag = self
             .cipher
-            .seal_in_place_separate_tag(nonce(number), self.frame_aad(&header), &mut sealed[FRAME_HEADER_BYTES..])
+            .seal_in_place_separate_tag(
+                nonce(number),
+                self.frame_aad(&header),
+                &mut sealed[FRAME_HEADER_BYTES..],
+            )
             .map_err(|_| crypto_failed())?;
         sealed.extend_from_slice(tag.as_ref());
         Ok((number, Bytes::from(sealed)))
@@ -111,17 +115,27 @@ impl FrameCipher {
 
     /// Opens the frame that these bytes are. `number` and `content_len` are what the leaf or the
     /// manifest says; what the pack says must agree.
-    pub fn open(&self, number: u64, content_len: usize, sealed: &[u8], key: &str) -> Result<Vec<u8>> {
+    pub fn open(
+        &self,
+        number: u64,
+        content_len: usize,
+        sealed: &[u8],
+        key: &str,
+    ) -> Result<Vec<u8>> {
         let Some((header, rest)) = sealed.split_first_chunk::<FRAME_HEADER_BYTES>() else {
             return Err(Error::corrupted(key, "a frame is shorter than its header"));
         };
-        let encoding = Encoding::from_byte(header[16])
-            .ok_or_else(|| Error::corrupted(key, "a frame has an encoding that is not known here"))?;
+        let encoding = Encoding::from_byte(header[16]).ok_or_else(|| {
+            Error::corrupted(key, "a frame has an encoding that is not known here")
+        })?;
         if content_len > MAX_FRAME_CONTENT
             || rest.len() < TAG_BYTES
             || *header != frame_header(number, content_len, rest.len() - TAG_BYTES, encoding)
         {
-            return Err(Error::corrupted(key, "a frame is not the one that was named"));
+            return Err(Error::corrupted(
+                key,
+                "a frame is not the one that was named",
+            ));
         }
         let mut payload = rest.to_vec();
         let opened = self
@@ -133,7 +147,10 @@ impl FrameCipher {
         match encoding {
             Encoding::Zstd => decompress(&payload, content_len, key),
             Encoding::Raw if payload.len() == content_len => Ok(payload),
-            Encoding::Raw => Err(Error::corrupted(key, "a frame has another length than was named")),
+            Encoding::Raw => Err(Error::corrupted(
+                key,
+                "a frame has another length than was named",
+            )),
         }
     }
 
@@ -180,20 +197,46 @@ mod tests {
         let (second, b) = writer.seal(&[2; 8192]).unwrap();
         assert_ne!(first, second);
 
-        let reader = FrameCipher::new(&data_key, Class::Pack, incarnation, writer.origin()).unwrap();
+        let reader =
+            FrameCipher::new(&data_key, Class::Pack, incarnation, writer.origin()).unwrap();
         assert_eq!(reader.open(first, 8192, &a, KEY).unwrap(), [1; 8192]);
         let corrupted = |result| matches!(result, Err(Error::Corrupted { .. }));
-        assert!(corrupted(reader.open(first, 8192, &b, KEY)), "another frame in its place");
-        assert!(corrupted(reader.open(first, 4096, &a, KEY)), "another length than named");
+        assert!(
+            corrupted(reader.open(first, 8192, &b, KEY)),
+            "another frame in its place"
+        );
+        assert!(
+            corrupted(reader.open(first, 4096, &a, KEY)),
+            "another length than named"
+        );
         for at in 0..a.len() {
             let mut flipped = a.to_vec();
             flipped[at] ^= 0x10;
-            assert!(corrupted(reader.open(first, 8192, &flipped, KEY)), "bit at {at}");
-            assert!(corrupted(reader.open(first, 8192, &a[..at], KEY)), "cut at {at}");
+            assert!(
+                corrupted(reader.open(first, 8192, &flipped, KEY)),
+                "bit at {at}"
+            );
+            assert!(
+                corrupted(reader.open(first, 8192, &a[..at], KEY)),
+                "cut at {at}"
+            );
         }
-        let elsewhere = FrameCipher::new(&data_key, Class::Pack, IncarnationId::new(), writer.origin()).unwrap();
-        assert!(corrupted(elsewhere.open(first, 8192, &a, KEY)), "another server's pack");
-        let leaves = FrameCipher::new(&data_key, Class::Leaves, incarnation, writer.origin()).unwrap();
-        assert!(corrupted(leaves.open(first, 8192, &a, KEY)), "another class");
+        let elsewhere = FrameCipher::new(
+            &data_key,
+            Class::Pack,
+            IncarnationId::new(),
+            writer.origin(),
+        )
+        .unwrap();
+        assert!(
+            corrupted(elsewhere.open(first, 8192, &a, KEY)),
+            "another server's pack"
+        );
+        let leaves =
+            FrameCipher::new(&data_key, Class::Leaves, incarnation, writer.origin()).unwrap();
+        assert!(
+            corrupted(leaves.open(first, 8192, &a, KEY)),
+            "another class"
+        );
     }
 }

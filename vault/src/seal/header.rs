@@ -33,7 +33,9 @@ pub(crate) enum Encoding {
 
 impl Encoding {
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Raw, Self::Zstd].into_iter().find(|encoding| *encoding as u8 == byte)
+        [Self::Raw, Self::Zstd]
+            .into_iter()
+            .find(|encoding| *encoding as u8 == byte)
     }
 }
 

@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 #[derive(Debug, Default)]
@@ -39,13 +39,27 @@ impl FaultyStore {
     /// Replaces an object behind everybody's back.
     pub async fn tamper(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let path = Path::parse(key).unwrap();
-        let mut bytes = self.inner.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+        let mut bytes = self
+            .inner
+            .get(&path)
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap()
+            .to_vec();
         change(&mut bytes);
         self.inner.put(&path, bytes.into()).await.unwrap();
     }
 
     pub async fn bytes(&self, key: &str) -> Bytes {
-        self.inner.get(&Path::parse(key).unwrap()).await.unwrap().bytes().await.unwrap()
+        self.inner
+            .get(&Path::parse(key).unwrap())
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap()
     }
 
     pub async fn remove(&self, key: &str) {
@@ -54,7 +68,10 @@ impl FaultyStore {
 
     fn may_fail(&self) -> Result<()> {
         let less = |left: u32| left.checked_sub(1);
-        match self.fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+        match self
+            .fail
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+        {
             Ok(_) => Err(unavailable()),
             Err(_) => Ok(()),
         }
@@ -62,7 +79,10 @@ impl FaultyStore {
 }
 
 fn unavailable() -> object_store::Error {
-    object_store::Error::Generic { store: "faulty", source: "503 slow down".into() }
+    object_store::Error::Generic {
+        store: "faulty",
+        source: "503 slow down".into(),
+    }
 }
 
 impl fmt::Display for FaultyStore {
@@ -73,7 +93,12 @@ impl fmt::Display for FaultyStore {
 
 #[async_trait]
 impl ObjectStore for FaultyStore {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        mut options: PutOptions,
+    ) -> Result<PutResult> {
         self.may_fail()?;
         let refused = *self.refuse_puts_of.lock().unwrap();
         if refused.is_some_and(|part| location.as_ref().contains(part)) {
@@ -84,7 +109,10 @@ impl ObjectStore for FaultyStore {
         }
         let result = self.inner.put_opts(location, payload, options).await?;
         let less = |left: u32| left.checked_sub(1);
-        match self.lose_answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+        match self
+            .lose_answers
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+        {
             Ok(_) => Err(unavailable()),
             Err(_) => Ok(result),
         }
@@ -103,7 +131,10 @@ impl ObjectStore for FaultyStore {
         self.inner.get_opts(location, options).await
     }
 
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
         self.inner.delete_stream(locations)
     }
 

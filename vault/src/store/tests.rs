@@ -19,10 +19,19 @@ async fn an_object_is_written_once_and_the_same_content_again_is_success() {
         store.put_new("wal/a/1", bytes("rows")).await.unwrap();
         store.put_new("wal/a/1", bytes("rows")).await.unwrap();
         for other in ["other", "row", "rows and more", ""] {
-            assert!(matches!(store.put_new("wal/a/1", bytes(other)).await, Err(Error::Conflict { .. })), "{other}");
+            assert!(
+                matches!(
+                    store.put_new("wal/a/1", bytes(other)).await,
+                    Err(Error::Conflict { .. })
+                ),
+                "{other}"
+            );
         }
         assert_eq!(store.get("wal/a/1").await.unwrap(), bytes("rows"));
-        store.put_new_parts("wal/a/2", vec![bytes("one"), bytes(""), bytes("two")]).await.unwrap();
+        store
+            .put_new_parts("wal/a/2", vec![bytes("one"), bytes(""), bytes("two")])
+            .await
+            .unwrap();
         assert_eq!(store.get("wal/a/2").await.unwrap(), bytes("onetwo"));
     }
 }
@@ -61,9 +70,20 @@ async fn a_listing_gives_keys_in_order_and_from_a_key_on() {
         for key in ["wal/b/2", "wal/b/1", "wal/b/3", "wal/bb/1", "keys/b/1"] {
             store.put_new(key, bytes("x")).await.unwrap();
         }
-        let keys = |found: Vec<ObjectRef>| found.into_iter().map(|object| object.key).collect::<Vec<_>>();
-        assert_eq!(keys(store.list("wal/b/").await.unwrap()), ["wal/b/1", "wal/b/2", "wal/b/3"]);
-        assert_eq!(keys(store.list_after("wal/b/", "wal/b/1").await.unwrap()), ["wal/b/2", "wal/b/3"]);
+        let keys = |found: Vec<ObjectRef>| {
+            found
+                .into_iter()
+                .map(|object| object.key)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            keys(store.list("wal/b/").await.unwrap()),
+            ["wal/b/1", "wal/b/2", "wal/b/3"]
+        );
+        assert_eq!(
+            keys(store.list_after("wal/b/", "wal/b/1").await.unwrap()),
+            ["wal/b/2", "wal/b/3"]
+        );
         assert_eq!(keys(store.list("wal/none/").await.unwrap()), [""; 0]);
     }
 }
@@ -77,7 +97,15 @@ async fn a_store_that_is_away_for_a_while_is_waited_for() {
     assert!(begun.elapsed() > Duration::from_secs(5), "it backs off");
     faulty.fail.store(8, SeqCst);
     assert_eq!(store.get("a").await.unwrap(), bytes("x"));
-    assert_eq!(store.requests(), Requests { puts: 9, gets: 9, heads: 1, ..Requests::default() });
+    assert_eq!(
+        store.requests(),
+        Requests {
+            puts: 9,
+            gets: 9,
+            heads: 1,
+            ..Requests::default()
+        }
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,8 +114,15 @@ async fn a_store_that_stays_away_is_given_up_after_the_budget() {
     faulty.fail.store(u32::MAX, SeqCst);
     let begun = tokio::time::Instant::now();
     let error = store.put_new("a", bytes("x")).await.unwrap_err();
-    assert_eq!((error.code(), error.is_retryable()), ("ObjectStoreUnavailable", true));
-    assert!((60..=95).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!(
+        (error.code(), error.is_retryable()),
+        ("ObjectStoreUnavailable", true)
+    );
+    assert!(
+        (60..=95).contains(&begun.elapsed().as_secs()),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +138,11 @@ async fn a_store_that_overwrites_is_refused_when_it_is_registered() {
     let dir = tempfile::tempdir().unwrap();
     let store = directory_store(dir.path());
     store.probe().await.unwrap();
-    assert_eq!(store.list("probe/").await.unwrap(), [], "nothing is left behind");
+    assert_eq!(
+        store.list("probe/").await.unwrap(),
+        [],
+        "nothing is left behind"
+    );
 
     let (store, faulty) = FaultyStore::new();
     store.probe().await.unwrap();
@@ -117,7 +156,10 @@ async fn an_object_that_changed_behind_our_back_is_a_conflict() {
     let store = directory_store(dir.path());
     store.put_new("a", bytes("x")).await.unwrap();
     std::fs::write(dir.path().join("a"), "y").unwrap();
-    assert!(matches!(store.put_new("a", bytes("x")).await, Err(Error::Conflict { .. })));
+    assert!(matches!(
+        store.put_new("a", bytes("x")).await,
+        Err(Error::Conflict { .. })
+    ));
 }
 
 #[tokio::test]
@@ -131,14 +173,26 @@ async fn the_next_copy_is_asked_when_one_is_missing_or_bad() {
         b"good" => Ok(bytes),
         _ => Err(Error::corrupted("a", "not good")),
     };
-    assert_eq!(get_anywhere(&all, "a", verify).await.unwrap(), bytes("good"));
+    assert_eq!(
+        get_anywhere(&all, "a", verify).await.unwrap(),
+        bytes("good")
+    );
     stores[2].1.remove("a").await;
-    assert!(matches!(get_anywhere(&all, "a", verify).await, Err(Error::NotFound { .. } | Error::Corrupted { .. })));
+    assert!(matches!(
+        get_anywhere(&all, "a", verify).await,
+        Err(Error::NotFound { .. } | Error::Corrupted { .. })
+    ));
 }
 
 #[test]
 fn a_store_url_that_is_not_one_is_refused_without_echoing_it() {
-    for bad in ["", "not a url", "ftp://host/x", "file://host/dir", "http://secret@host/"] {
+    for bad in [
+        "",
+        "not a url",
+        "ftp://host/x",
+        "file://host/dir",
+        "http://secret@host/",
+    ] {
         let error = Store::open(bad).unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{bad}");
         assert!(!error.to_string().contains("secret"));
@@ -151,5 +205,8 @@ fn a_directory_is_made_for_its_owner_only() {
     let dir = tempfile::tempdir().unwrap();
     let vault = dir.path().join("vault");
     directory_store(&vault);
-    assert_eq!(std::fs::metadata(vault).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        std::fs::metadata(vault).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
 }

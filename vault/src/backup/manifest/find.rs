@@ -20,15 +20,22 @@ pub async fn find_manifest(
     let mut found: Option<(u32, bytes::Bytes, Manifest)> = None;
     let mut damaged = None;
     for store in stores {
-        for object in store.list(&layout::manifests_of(incarnation, backup)).await? {
+        for object in store
+            .list(&layout::manifests_of(incarnation, backup))
+            .await?
+        {
             let Some((_, _, generation)) = layout::parse_manifest(&object.key) else {
                 continue;
             };
-            if found.as_ref().is_some_and(|(newest, ..)| *newest >= generation) {
+            if found
+                .as_ref()
+                .is_some_and(|(newest, ..)| *newest >= generation)
+            {
                 continue;
             }
             let opened = store.get(&object.key).await.and_then(|bytes| {
-                Manifest::open(data_key, incarnation, backup, generation, &bytes).map(|manifest| (bytes, manifest))
+                Manifest::open(data_key, incarnation, backup, generation, &bytes)
+                    .map(|manifest| (bytes, manifest))
             });
             match opened {
                 Ok((bytes, manifest)) => found = Some((generation, bytes, manifest)),

@@ -7,14 +7,20 @@ async fn every_object_damaged(change: impl Fn(&mut Vec<u8>) + Copy) {
     let site = Site::new(1);
     let files = cluster();
     let backup = site.back_up(&files, None).await.unwrap();
-    let mut keys: Vec<String> = backup.objects.iter().map(|object| object.key.clone()).collect();
+    let mut keys: Vec<String> = backup
+        .objects
+        .iter()
+        .map(|object| object.key.clone())
+        .collect();
     keys.push(backup.manifest.key.clone());
     for key in keys {
         let good = site.faulty[0].bytes(&key).await;
         site.faulty[0].tamper(&key, change).await;
         let restored = site.restore(&backup.manifest).await;
         assert!(is_corrupted(&restored), "{key}: {restored:?}");
-        site.faulty[0].tamper(&key, |bytes| *bytes = good.to_vec()).await;
+        site.faulty[0]
+            .tamper(&key, |bytes| *bytes = good.to_vec())
+            .await;
     }
     assert_eq!(site.restore(&backup.manifest).await.unwrap(), files);
 }
@@ -41,7 +47,10 @@ async fn a_missing_object_is_a_named_error_and_not_a_shorter_restore() {
     site.faulty[0].remove(&backup.objects[0].key).await;
     let error = site.restore(&backup.manifest).await.unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }));
-    assert_eq!((error.code(), error.is_retryable()), ("BackupCorrupted", false));
+    assert_eq!(
+        (error.code(), error.is_retryable()),
+        ("BackupCorrupted", false)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +69,12 @@ async fn swapped_frames_and_another_servers_objects_are_noticed() {
     let (a, b) = frames
         .iter()
         .enumerate()
-        .find_map(|(index, a)| frames[index + 1..].iter().find(|b| b.len() == a.len()).map(|b| (a.clone(), b.clone())))
+        .find_map(|(index, a)| {
+            frames[index + 1..]
+                .iter()
+                .find(|b| b.len() == a.len())
+                .map(|b| (a.clone(), b.clone()))
+        })
         .expect("two frames of noise have one length");
     site.faulty[0]
         .tamper(pack, |bytes| {
@@ -75,12 +89,20 @@ async fn swapped_frames_and_another_servers_objects_are_noticed() {
     let theirs = Site::new(1);
     theirs.back_up(&cluster(), None).await.unwrap();
     let foreign = theirs.faulty[0].bytes(&theirs.keys("packs").await[0]).await;
-    site.faulty[0].tamper(pack, |bytes| *bytes = foreign.to_vec()).await;
+    site.faulty[0]
+        .tamper(pack, |bytes| *bytes = foreign.to_vec())
+        .await;
     assert!(is_corrupted(&site.restore(&backup.manifest).await));
     let again = site.back_up(&cluster(), None).await.unwrap();
-    let of_again = again.objects.iter().find(|object| object.key.starts_with("packs")).unwrap();
+    let of_again = again
+        .objects
+        .iter()
+        .find(|object| object.key.starts_with("packs"))
+        .unwrap();
     let ours = site.faulty[0].bytes(&of_again.key).await;
-    site.faulty[0].tamper(pack, |bytes| *bytes = ours.to_vec()).await;
+    site.faulty[0]
+        .tamper(pack, |bytes| *bytes = ours.to_vec())
+        .await;
     assert!(is_corrupted(&site.restore(&backup.manifest).await));
 }
 
@@ -102,12 +124,20 @@ async fn the_second_copy_is_taken_wherever_the_first_is_bad() {
     let site = Site::new(2);
     let files = cluster();
     let backup = site.back_up(&files, None).await.unwrap();
-    let mut keys: Vec<String> = backup.objects.iter().map(|object| object.key.clone()).collect();
+    let mut keys: Vec<String> = backup
+        .objects
+        .iter()
+        .map(|object| object.key.clone())
+        .collect();
     keys.push(backup.manifest.key.clone());
     for (number, key) in keys.iter().enumerate() {
         match number % 2 {
             0 => site.faulty[0].remove(key).await,
-            _ => site.faulty[0].tamper(key, |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1)).await,
+            _ => {
+                site.faulty[0]
+                    .tamper(key, |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1))
+                    .await
+            }
         }
     }
     assert_eq!(site.restore(&backup.manifest).await.unwrap(), files);
@@ -116,7 +146,8 @@ async fn the_second_copy_is_taken_wherever_the_first_is_bad() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_path_is_refused_by_the_writer_and_by_the_reader() {
     let site = Site::new(1);
-    let writer = BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let writer =
+        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
     for hostile in ["../outside", "/etc/passwd", "base/../../x", ""] {
         let added = writer.add_bytes(hostile, Bytes::new()).await;
         assert!(matches!(added, Err(Error::Refused { .. })), "{hostile:?}");
@@ -135,45 +166,105 @@ async fn a_hostile_path_is_refused_by_the_writer_and_by_the_reader() {
         let mut json = good.clone();
         *json.pointer_mut(pointer).unwrap() = hostile.into();
         let key = &backup.manifest.key;
-        let sealed = seal::seal(&site.key, Class::Manifest, key, &serde_json::to_vec(&json).unwrap()).unwrap();
-        let opened = Manifest::open(&site.key, site.incarnation, backup.manifest.backup, 1, &sealed);
-        assert!(matches!(opened, Err(Error::Refused { .. } | Error::Corrupted { .. })), "{pointer} {hostile}");
+        let sealed = seal::seal(
+            &site.key,
+            Class::Manifest,
+            key,
+            &serde_json::to_vec(&json).unwrap(),
+        )
+        .unwrap();
+        let opened = Manifest::open(
+            &site.key,
+            site.incarnation,
+            backup.manifest.backup,
+            1,
+            &sealed,
+        );
+        assert!(
+            matches!(opened, Err(Error::Refused { .. } | Error::Corrupted { .. })),
+            "{pointer} {hostile}"
+        );
     }
     let mut json = good;
     json["files"][5]["bytes"] = (1u64 << 50).into();
-    let sealed = seal::seal(&site.key, Class::Manifest, &backup.manifest.key, &serde_json::to_vec(&json).unwrap()).unwrap();
-    assert!(is_corrupted(&Manifest::open(&site.key, site.incarnation, backup.manifest.backup, 1, &sealed)));
+    let sealed = seal::seal(
+        &site.key,
+        Class::Manifest,
+        &backup.manifest.key,
+        &serde_json::to_vec(&json).unwrap(),
+    )
+    .unwrap();
+    assert!(is_corrupted(&Manifest::open(
+        &site.key,
+        site.incarnation,
+        backup.manifest.backup,
+        1,
+        &sealed
+    )));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_visible_until_the_manifest_is_there() {
     let mut site = Site::new(1);
-    site.stores = vec![site.stores[0].clone().with_retry_budget(std::time::Duration::ZERO)];
+    site.stores = vec![
+        site.stores[0]
+            .clone()
+            .with_retry_budget(std::time::Duration::ZERO),
+    ];
     let files = cluster();
     let attempt = site.attempt();
     *site.faulty[0].refuse_puts_of.lock().unwrap() = Some("manifest");
     let error = site.back_up_as(attempt, &files, None).await.unwrap_err();
-    assert_eq!((error.code(), error.is_retryable()), ("ObjectStoreUnavailable", true));
+    assert_eq!(
+        (error.code(), error.is_retryable()),
+        ("ObjectStoreUnavailable", true)
+    );
     assert!(!site.keys("packs").await.is_empty(), "the packs are there");
-    assert_eq!(list_manifests(&site.stores[0], &site.key, site.incarnation).await.unwrap().len(), 0);
-    assert_eq!(find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup).await.unwrap(), None);
+    assert_eq!(
+        list_manifests(&site.stores[0], &site.key, site.incarnation)
+            .await
+            .unwrap()
+            .len(),
+        0
+    );
+    assert_eq!(
+        find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup)
+            .await
+            .unwrap(),
+        None
+    );
 
     *site.faulty[0].refuse_puts_of.lock().unwrap() = None;
-    let next = Attempt { epoch: attempt.epoch + 1, ..attempt };
+    let next = Attempt {
+        epoch: attempt.epoch + 1,
+        ..attempt
+    };
     let backup = site.back_up_as(next, &files, None).await.unwrap();
     assert_eq!(site.restore(&backup.manifest).await.unwrap(), files);
     let leavings = format!("{}.{}", attempt.job, attempt.epoch);
-    assert!(backup.objects.iter().all(|object| !object.key.contains(&leavings)));
+    assert!(
+        backup
+            .objects
+            .iter()
+            .all(|object| !object.key.contains(&leavings))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_goes_away_ends_the_backup_with_its_name() {
     let mut site = Site::new(1);
-    site.stores = vec![site.stores[0].clone().with_retry_budget(std::time::Duration::ZERO)];
+    site.stores = vec![
+        site.stores[0]
+            .clone()
+            .with_retry_budget(std::time::Duration::ZERO),
+    ];
     *site.faulty[0].refuse_puts_of.lock().unwrap() = Some("packs");
     let mut files = cluster();
     for number in 0..6 {
-        files.insert(format!("base/9/{number}"), relation(1_000_000 + number * 10_000, 1000));
+        files.insert(
+            format!("base/9/{number}"),
+            relation(1_000_000 + number * 10_000, 1000),
+        );
     }
     let error = site.back_up(&files, None).await.unwrap_err();
     assert_eq!(error.code(), "ObjectStoreUnavailable");
@@ -185,13 +276,25 @@ async fn a_published_manifest_is_adopted_and_completed_in_every_vault() {
     let attempt = site.attempt();
     let backup = site.back_up_as(attempt, &cluster(), None).await.unwrap();
     site.faulty[1].remove(&backup.manifest.key).await;
-    let adopted = find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup).await.unwrap().unwrap();
+    let adopted = find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(adopted, backup);
-    assert_eq!(site.faulty[1].bytes(&backup.manifest.key).await, site.faulty[0].bytes(&backup.manifest.key).await);
+    assert_eq!(
+        site.faulty[1].bytes(&backup.manifest.key).await,
+        site.faulty[0].bytes(&backup.manifest.key).await
+    );
 
-    let other = Attempt { epoch: attempt.epoch + 1, ..attempt };
+    let other = Attempt {
+        epoch: attempt.epoch + 1,
+        ..attempt
+    };
     let late = site.back_up_as(other, &cluster(), None).await;
-    assert!(matches!(late, Err(Error::Conflict { .. })), "one backup has one manifest of a generation");
+    assert!(
+        matches!(late, Err(Error::Conflict { .. })),
+        "one backup has one manifest of a generation"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,11 +302,19 @@ async fn rescan_lists_only_what_is_whole() {
     let site = Site::new(1);
     let first = site.back_up(&cluster(), None).await.unwrap();
     let second = site.back_up(&cluster(), None).await.unwrap();
-    let listed = list_manifests(&site.stores[0], &site.key, site.incarnation).await.unwrap();
+    let listed = list_manifests(&site.stores[0], &site.key, site.incarnation)
+        .await
+        .unwrap();
     let named: Vec<_> = listed.into_iter().map(|(named, _)| named).collect();
     assert_eq!(named, [first.manifest.clone(), second.manifest]);
     site.faulty[0].remove(&first.objects[0].key).await;
-    assert_eq!(list_manifests(&site.stores[0], &site.key, site.incarnation).await.unwrap().len(), 1);
+    assert_eq!(
+        list_manifests(&site.stores[0], &site.key, site.incarnation)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,7 +329,10 @@ async fn a_data_key_is_made_once_for_an_incarnation() {
     let place = crate::layout::wrapped_key(site.incarnation, "1").unwrap();
     site.faulty[1].remove(&place).await;
     assert_eq!(establish().await.unwrap().0.id(), key.id());
-    assert_eq!(site.faulty[1].bytes(&place).await, site.faulty[0].bytes(&place).await);
+    assert_eq!(
+        site.faulty[1].bytes(&place).await,
+        site.faulty[0].bytes(&place).await
+    );
 
     let stranger = crate::KeyRing::from_keys([("2".to_owned(), [2; 32])]).unwrap();
     let refused = crate::key::establish_data_key(&site.stores, &stranger, site.incarnation).await;

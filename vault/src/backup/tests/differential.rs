@@ -11,15 +11,28 @@ async fn a_differential_stores_what_changed_and_restores_by_itself() {
 
     for changed in [3, 4, 600] {
         let at = changed * PAGE_BYTES;
-        files.get_mut("base/5/1259").unwrap()[at..at + PAGE_BYTES].copy_from_slice(&page(90_000 + changed as u64));
+        files.get_mut("base/5/1259").unwrap()[at..at + PAGE_BYTES]
+            .copy_from_slice(&page(90_000 + changed as u64));
     }
     let differential = site.back_up(&files, Some(&full.manifest)).await.unwrap();
-    assert!(differential.stored_bytes < full.stored_bytes / 20, "{} bytes", differential.stored_bytes);
+    assert!(
+        differential.stored_bytes < full.stored_bytes / 20,
+        "{} bytes",
+        differential.stored_bytes
+    );
     assert_eq!(differential.logical_bytes, full.logical_bytes);
     assert_eq!(site.restore(&differential.manifest).await.unwrap(), files);
-    assert_eq!(site.restore(&full.manifest).await.unwrap(), before, "the first one is as it was");
+    assert_eq!(
+        site.restore(&full.manifest).await.unwrap(),
+        before,
+        "the first one is as it was"
+    );
     // Both need the first one's packs, and say so.
-    let shared = full.objects.iter().filter(|object| differential.objects.contains(object)).count();
+    let shared = full
+        .objects
+        .iter()
+        .filter(|object| differential.objects.contains(object))
+        .count();
     assert!(shared >= 1 && differential.objects.len() > shared);
 }
 
@@ -31,11 +44,17 @@ async fn an_unchanged_segment_names_its_leaf_again() {
     files.get_mut("base/5/2619").unwrap()[0] ^= 1;
     let differential = site.back_up(&files, Some(&full.manifest)).await.unwrap();
 
-    let (old, new) = (site.load(&full.manifest).await.unwrap(), site.load(&differential.manifest).await.unwrap());
+    let (old, new) = (
+        site.load(&full.manifest).await.unwrap(),
+        site.load(&differential.manifest).await.unwrap(),
+    );
     for (before, after) in old.files().iter().zip(new.files()) {
         assert_eq!(before.path, after.path);
         let places = |manifest: &Manifest, file: &FileEntry| {
-            file.leaves.iter().map(|leaf| (manifest.leaf_object(*leaf), leaf.1)).collect::<Vec<_>>()
+            file.leaves
+                .iter()
+                .map(|leaf| (manifest.leaf_object(*leaf), leaf.1))
+                .collect::<Vec<_>>()
         };
         let same = places(&old, before) == places(&new, after);
         assert_eq!(same, before.path != "base/5/2619", "{}", before.path);
@@ -60,10 +79,19 @@ async fn files_that_grow_shrink_come_and_go_are_right_in_every_generation() {
     let mut files = cluster();
     let mut backups = vec![(site.back_up(&files, None).await.unwrap(), files.clone())];
     for round in 0..5u64 {
-        files.get_mut("base/5/1259").unwrap().truncate(PAGE_BYTES * (400 - round as usize * 50));
-        files.get_mut("base/5/2619").unwrap().extend(relation(70_000 + round, 150));
+        files
+            .get_mut("base/5/1259")
+            .unwrap()
+            .truncate(PAGE_BYTES * (400 - round as usize * 50));
+        files
+            .get_mut("base/5/2619")
+            .unwrap()
+            .extend(relation(70_000 + round, 150));
         files.get_mut("base/5/16400").unwrap().extend(page(round));
-        files.insert(format!("base/5/new{round}"), relation(80_000 + round * 100, 30));
+        files.insert(
+            format!("base/5/new{round}"),
+            relation(80_000 + round * 100, 30),
+        );
         files.remove(&format!("base/1/{round}"));
         let base = &backups.last().unwrap().0.manifest;
         let next = site.back_up(&files, Some(base)).await.unwrap();
@@ -79,11 +107,21 @@ async fn a_base_that_lacks_an_object_or_has_another_key_is_no_base() {
     let site = Site::new(2);
     let full = site.back_up(&cluster(), None).await.unwrap();
     assert!(site.base(&full.manifest).await.is_some());
-    let other = Site { key: DataKey::generate().unwrap(), stores: site.stores.clone(), ..Site::new(1) };
-    let other = Site { incarnation: site.incarnation, ..other };
+    let other = Site {
+        key: DataKey::generate().unwrap(),
+        stores: site.stores.clone(),
+        ..Site::new(1)
+    };
+    let other = Site {
+        incarnation: site.incarnation,
+        ..other
+    };
     assert!(other.base(&full.manifest).await.is_none());
     site.faulty[1].remove(&full.objects[0].key).await;
-    assert!(site.base(&full.manifest).await.is_none(), "one vault lacks an object");
+    assert!(
+        site.base(&full.manifest).await.is_none(),
+        "one vault lacks an object"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
