@@ -1,5 +1,6 @@
 //! What the integration and end-to-end suites share.
 
+pub mod api_client;
 pub mod harness;
 pub mod ledger;
 pub mod metadata;

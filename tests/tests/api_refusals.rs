@@ -1,0 +1,446 @@
+//! Wrong requests, and what they leave behind: nothing. RELIABILITY §4.9 rows 9 to 20 and what else
+//! concerns the API.
+
+use anyhow::Result;
+use axum::body::Body;
+use chrono::TimeDelta;
+use holdfast_domain::SubscriptionId;
+use holdfast_domain::job::Power;
+use holdfast_tests::api_client::{
+    Answer, ApiClient, OWNER, READER, STRANGER, create_body, request, server_path, servers_path,
+};
+use holdfast_tests::harness::{Harness, SUBSCRIPTION};
+use http::{Method, header};
+use insta::assert_json_snapshot;
+use serde_json::{Value, json};
+
+const FOREIGN: &str = "f0e1d2c3-0000-4000-8000-000000000002";
+
+struct Setting {
+    harness: Harness,
+    api: ApiClient,
+}
+
+impl Setting {
+    /// With a server `pg1` that has its first backup.
+    async fn new() -> Result<Self> {
+        let mut harness = Harness::new().await?;
+        let api = ApiClient::new(&harness).await?;
+        harness.create("pg1").await?;
+        Ok(Self { harness, api })
+    }
+
+    async fn put(&self, name: &str, body: Value) -> Result<Answer> {
+        self.api.call(Method::PUT, &server_path(name), Some(body)).await
+    }
+
+    async fn restore(&self, name: &str, at: Value) -> Result<Answer> {
+        let mut body = restore_body();
+        body["properties"]["pointInTimeUTC"] = at;
+        self.put(name, body).await
+    }
+
+    /// What a refused request must not change.
+    async fn traces(&self) -> Result<[i64; 3]> {
+        Ok([
+            self.harness.count("SELECT count(*) FROM server").await?,
+            self.harness.count("SELECT count(*) FROM operation").await?,
+            self.harness.count("SELECT count(*) FROM job").await?,
+        ])
+    }
+}
+
+fn restore_body() -> Value {
+    json!({
+        "location": "eastus2",
+        "properties": {
+            "createMode": "PointInTimeRestore",
+            "sourceServerResourceId": server_path("pg1"),
+        },
+    })
+}
+
+#[tokio::test]
+async fn row_9_another_subscription_looks_the_same_whether_or_not_a_server_is_there() -> Result<()> {
+    let setting = Setting::new().await?;
+    let foreign: SubscriptionId = FOREIGN.parse()?;
+    setting.harness.control_plane.ensure_subscription(foreign).await?;
+    let mut answers = Vec::new();
+    for (subscription, name) in [
+        (SUBSCRIPTION.to_string(), "pg1"),
+        (SUBSCRIPTION.to_string(), "pg-not-there"),
+        (FOREIGN.to_owned(), "pg1"),
+        ("99999999-0000-4000-8000-000000000009".to_owned(), "pg1"),
+    ] {
+        let path = server_path(name).replace(&SUBSCRIPTION.to_string(), &subscription);
+        let answer = setting.api.call_as(STRANGER, Method::GET, &path, None).await?;
+        let said = answer.body.to_string().replace(&subscription, "S").replace(name, "N");
+        let mut headers: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
+        headers.sort();
+        answers.push((answer.status, said, headers));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+    assert_eq!(answers[0].0, 403);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_10_a_reader_takes_no_backup() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let path = format!("{}/backups/b1", server_path("pg1"));
+    let refused = setting.api.call_as(READER, Method::PUT, &path, None).await?;
+    assert_json_snapshot!(refused.stable(), @"");
+    assert_eq!(setting.api.call_as(READER, Method::GET, &server_path("pg1"), None).await?.status, 200);
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_11_a_restore_needs_rights_on_its_source_too() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    for source in ["pg1", "pg-not-there"] {
+        let mut body = restore_body();
+        let id = server_path(source).replace(&SUBSCRIPTION.to_string(), FOREIGN);
+        body["properties"]["sourceServerResourceId"] = id.into();
+        let refused = setting.put("pg2", body).await?;
+        assert_eq!(refused.refusal(), (403, "AuthorizationFailed"), "{source}");
+    }
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_12_a_source_is_exactly_a_servers_id() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let id = server_path("pg1");
+    for bad in [
+        format!("/subscriptions/{SUBSCRIPTION}/../{SUBSCRIPTION}/resourceGroups/rg1/providers/Microsoft.DBforPostgreSQL/flexibleServers/pg1"),
+        id.replace("/rg1", "//rg1"),
+        id.replace("rg1", "%2e%2e"),
+        format!("{id}#"),
+        format!("{id}/"),
+        format!("{id}/backups/b1"),
+        id.replace("flexibleServers", "servers"),
+        "pg1".to_owned(),
+    ] {
+        let mut body = restore_body();
+        body["properties"]["sourceServerResourceId"] = bad.clone().into();
+        let refused = setting.put("pg2", body).await?;
+        assert_eq!(refused.refusal(), (400, "InvalidResourceId"), "{bad}");
+    }
+    assert_eq!(setting.traces().await?, before);
+
+    // Case is not a mistake.
+    let mut body = restore_body();
+    let shouted = id.replace("Microsoft.DBforPostgreSQL/flexibleServers", "MICROSOFT.dbforpostgresql/FLEXIBLESERVERS");
+    body["properties"]["sourceServerResourceId"] = shouted.into();
+    assert_eq!(setting.put("pg2", body).await?.status, 202);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_13_a_servers_name_is_a_name() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let long = "a".repeat(64);
+    for name in [
+        "..", "a%2f..%2fb", "a%00b", "A_B", "ABC", long.as_str(), "-xx", "xx-",
+        "%F0%9F%98%80%F0%9F%98%80%F0%9F%98%80", "pg1;touch%20%2Ftmp%2Fp", "$(id)", "ab",
+    ] {
+        let refused = setting.put(name, create_body()).await?;
+        assert_eq!(refused.refusal(), (400, "InvalidResourceName"), "{name}");
+        assert!(!refused.body.to_string().contains('\u{0}'), "{name}");
+    }
+    // Not a name at all, but a longer path.
+    assert!(matches!(setting.put("a/../../b", create_body()).await?.status, 400 | 404));
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_14_a_backups_name_is_a_name() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let long = "b".repeat(300);
+    for name in ["..%2F..%2Fmanifest", ".", "..", "a..b", "a%0D%0Ab", "%00", long.as_str()] {
+        let path = format!("{}/backups/{name}", server_path("pg1"));
+        let refused = setting.api.call(Method::PUT, &path, None).await?;
+        assert_eq!(refused.refusal(), (400, "InvalidResourceName"), "{name}");
+    }
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_15_a_restore_time_is_an_instant() -> Result<()> {
+    // FLX-062, XC-004
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    for bad in [
+        json!("2026-11-20 10:00"),
+        json!("2026-11-20T10:00:00"),
+        json!("20261120"),
+        json!("2026-02-30T00:00:00Z"),
+        json!("2026-11-20T24:00:00Z"),
+        json!("2026-11-20T23:59:60Z"),
+        json!("2026-11-20T10:00:00+99:00"),
+        json!("0000-01-01T00:00:00Z"),
+        json!("10000-01-01T00:00:00Z"),
+        json!("infinity"),
+        json!("now"),
+        json!("epoch"),
+        json!("'; DROP TABLE server--"),
+        json!("2026-11-20T10:00:00Z\n restore_command=x"),
+        json!("2".repeat(10_000)),
+        json!(1_795_161_600),
+        json!(["2026-11-20T10:00:00Z"]),
+        json!({}),
+    ] {
+        let shown: String = bad.to_string().chars().take(60).collect();
+        let refused = setting.restore("pg2", bad).await?;
+        assert_eq!(refused.refusal(), (400, "InvalidParameterValue"), "{shown}: {refused:?}");
+        let target = refused.body["error"]["target"].as_str().unwrap_or_default();
+        assert!(target.ends_with("pointInTimeUTC"), "{shown}: {target}");
+    }
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_16_a_time_outside_the_window_is_refused_with_both_bounds() -> Result<()> {
+    // FLX-039; DESIGN §3.6
+    let mut setting = Setting::new().await?;
+    setting.harness.advance(TimeDelta::hours(1)).await?;
+    setting.harness.run_until_idle().await?;
+    setting.harness.power("pg1", Power::Stopped).await?;
+    let view = setting.harness.server("pg1").await?;
+    let (earliest, latest) = (view.earliest_restore.expect("a backup"), view.latest_restore.expect("WAL"));
+    setting.harness.advance(TimeDelta::minutes(10)).await?;
+    setting.harness.run_until_idle().await?;
+
+    let after = latest + TimeDelta::microseconds(1);
+    let refused = setting.restore("pg2", json!(after)).await?;
+    assert_json_snapshot!(refused.stable(), @"");
+    let before = earliest - TimeDelta::microseconds(1_000_001);
+    let refused = setting.restore("pg2", json!(before)).await?;
+    assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
+    assert_eq!(refused.body["error"]["details"].as_array().map(Vec::len), Some(2));
+    let future = setting.harness.now() + TimeDelta::minutes(6);
+    let refused = setting.restore("pg2", json!(future)).await?;
+    assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
+    // A client that cuts off fractions means the edge.
+    let cut = earliest - TimeDelta::milliseconds(900);
+    assert_eq!(setting.restore("pg2", json!(cut)).await?.status, 202);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_17_retention_is_a_whole_number_of_days_from_7_to_35() -> Result<()> {
+    // FLX-008, FLX-009, FLX-131
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    for bad in ["6", "36", "-1", "0", "7.5", "\"7\"", "1e2", "9223372036854775808", "null", "[7]"] {
+        let days: Value = serde_json::from_str(bad)?;
+        let body = json!({"properties": {"backup": {"backupRetentionDays": days}}});
+        let patch = setting.api.call(Method::PATCH, &server_path("pg1"), Some(body)).await?;
+        assert_eq!(patch.refusal(), (400, "InvalidParameterValue"), "{bad}");
+        assert_eq!(
+            patch.body["error"]["target"], "properties.backup.backupRetentionDays",
+            "{bad}"
+        );
+        let mut create = create_body();
+        create["properties"]["backup"] = json!({"backupRetentionDays": serde_json::from_str::<Value>(bad)?});
+        let create = setting.put("pg2", create).await?;
+        assert_eq!(create.refusal(), (400, "InvalidParameterValue"), "{bad}");
+    }
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_18_a_restore_names_a_mode_a_source_and_another_server() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    for mode in ["Clone", "pitr", "GeoRestore", "ReviveDropped", "Replica"] {
+        let mut body = restore_body();
+        body["properties"]["createMode"] = mode.into();
+        let refused = setting.put("pg2", body).await?;
+        assert_eq!(refused.status, 400, "{mode}: {refused:?}");
+    }
+    let mut body = restore_body();
+    body["properties"].as_object_mut().expect("an object").remove("sourceServerResourceId");
+    assert_eq!(setting.put("pg2", body).await?.status, 400);
+    let mut body = restore_body();
+    body["location"] = "centralus".into();
+    let refused = setting.put("pg2", body).await?;
+    assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
+    assert_eq!(refused.body["error"]["target"], "location");
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_19_a_restore_never_lands_on_a_living_server() -> Result<()> {
+    let mut setting = Setting::new().await?;
+    setting.harness.create("pg2").await?;
+    let before = (setting.traces().await?, setting.api.get(&server_path("pg2")).await?.body);
+    for target in ["pg1", "pg2"] {
+        let refused = setting.put(target, restore_body()).await?;
+        assert!(matches!(refused.status, 400 | 409), "{target}: {refused:?}");
+    }
+    let after = (setting.traces().await?, setting.api.get(&server_path("pg2")).await?.body);
+    assert_eq!(after, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_20_an_api_version_is_a_date() -> Result<()> {
+    let setting = Setting::new().await?;
+    let path = server_path("pg1");
+    for (query, code) in [
+        ("?x=1", "MissingApiVersionParameter"),
+        ("?api-version=latest", "InvalidApiVersionParameter"),
+        ("?api-version=2026-13-01", "InvalidApiVersionParameter"),
+        ("?api-version=2026-10-01&api-version=2025-08-01", "InvalidApiVersionParameter"),
+    ] {
+        let refused = setting.api.get(&format!("{path}{query}")).await?;
+        assert_eq!(refused.refusal(), (400, code), "{query}");
+    }
+    for version in ["2024-08-01", "2025-08-01", "2026-01-01-preview", "2026-10-01"] {
+        let read = setting.api.get(&format!("{path}?API-Version={version}")).await?;
+        assert_eq!(read.status, 200, "{version}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_21_and_22_a_body_is_one_plain_json_document() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let good = create_body().to_string();
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let twice = good.replacen('{', "{\"location\":\"centralus\",", 1);
+    let big = format!("{{\"x\":\"{}\"}}", "a".repeat(2 << 20));
+    let cases: [(&str, Vec<u8>, &str, u16); 9] = [
+        ("invalid UTF-8", b"{\"location\":\"\xff\"}".to_vec(), "application/json", 400),
+        ("a BOM", format!("\u{feff}{good}").into_bytes(), "application/json", 400),
+        ("trailing garbage", format!("{good} x").into_bytes(), "application/json", 400),
+        ("a duplicate key", twice.into_bytes(), "application/json", 400),
+        ("too deep", deep.into_bytes(), "application/json", 400),
+        ("too large", big.into_bytes(), "application/json", 413),
+        ("an array", b"[]".to_vec(), "application/json", 400),
+        ("nothing", vec![], "application/json", 400),
+        ("XML", good.clone().into_bytes(), "text/xml", 415),
+    ];
+    let token = setting.api.token(OWNER)?;
+    let put = |bytes: Vec<u8>, content_type: &str, encoding: Option<&str>| {
+        let mut put = request(Method::PUT, &server_path("pg2"))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .header(header::CONTENT_TYPE, content_type);
+        if let Some(encoding) = encoding {
+            put = put.header(header::CONTENT_ENCODING, encoding);
+        }
+        put.body(Body::from(bytes))
+    };
+    for (case, bytes, content_type, status) in cases {
+        let answer = setting.api.send(put(bytes, content_type, None)?).await?;
+        assert_eq!(answer.status, status, "{case}: {answer:?}");
+        assert!(!answer.code().is_empty(), "{case}");
+    }
+    let packed = put(good.into_bytes(), "application/json", Some("gzip"))?;
+    assert_eq!(setting.api.send(packed).await?.status, 415);
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_26_an_operation_is_seen_from_its_own_subscription_only() -> Result<()> {
+    let mut setting = Setting::new().await?;
+    let accepted = setting.put("pg2", create_body()).await?;
+    let own = ApiClient::operation_of(&accepted)?;
+    setting.harness.run_until_idle().await?;
+    assert_eq!(setting.api.get(&own).await?.status, 200);
+    let random = own.replace(
+        own.split('/').next_back().and_then(|last| last.split('?').next()).unwrap_or_default(),
+        "99999999-0000-4000-8000-000000000009",
+    );
+    assert_eq!(setting.api.get(&random).await?.status, 404);
+    let foreign = own.replace(&SUBSCRIPTION.to_string(), FOREIGN);
+    assert!(matches!(setting.api.get(&foreign).await?.status, 403 | 404));
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_28_an_activity_filter_is_read_and_not_run() -> Result<()> {
+    let setting = Setting::new().await?;
+    let base = format!(
+        "/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Insights/eventtypes/management/values?api-version=2015-04-01"
+    );
+    for bad in [
+        "eventTimestamp%20ge%20'x'",
+        "eventTimestamp%20ge%20'2026-11-20T00:00:00Z'%20or%201%20eq%201",
+        "'%20or%201=1%20--",
+        "resourceUri%20eq%20'x'",
+    ] {
+        let refused = setting.api.get(&format!("{base}&$filter={bad}")).await?;
+        assert_eq!(refused.status, 400, "{bad}: {refused:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_35_an_administrator_is_nobody_that_postgres_knows() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    for login in ["postgres", "pg_x", "azure_superuser", "a'b", "", "root"] {
+        let mut body = create_body();
+        body["properties"]["administratorLogin"] = login.into();
+        assert_eq!(setting.put("pg2", body).await?.status, 400, "{login}");
+    }
+    for password in ["short".to_owned(), "x".repeat(1 << 19), "nul\u{0}nul\u{0}nul".to_owned()] {
+        let mut body = create_body();
+        body["properties"]["administratorLoginPassword"] = password.clone().into();
+        let refused = setting.put("pg2", body).await?;
+        assert_eq!(refused.status, 400);
+        assert!(!refused.body.to_string().contains(&password), "never echoed");
+    }
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_server_is_cannot_be_written_by_its_user() -> Result<()> {
+    // RELIABILITY §4.9 row 23
+    let mut setting = Setting::new().await?;
+    let mut body = create_body();
+    body["id"] = "/subscriptions/x".into();
+    body["systemData"] = json!({"createdAt": "1999-01-01T00:00:00Z"});
+    body["properties"]["fullyQualifiedDomainName"] = "evil.example".into();
+    body["properties"]["state"] = "Ready".into();
+    let answer = setting.put("pg2", body).await?;
+    if answer.status == 202 {
+        setting.harness.run_until_idle().await?;
+        let read = setting.api.get(&server_path("pg2")).await?.body;
+        assert_eq!(read["id"], server_path("pg2"));
+        assert_eq!(read["properties"]["fullyQualifiedDomainName"], "pg2.postgres.test");
+        assert_ne!(read["systemData"]["createdAt"], "1999-01-01T00:00:00Z");
+    } else {
+        assert_eq!(answer.status, 400);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_path_and_an_unknown_method_are_said_to_be_so() -> Result<()> {
+    // RELIABILITY §4.9 row 43
+    let setting = Setting::new().await?;
+    let odd = setting.api.get(&format!("{}/pg1/secrets", servers_path())).await?;
+    assert_eq!(odd.status, 404);
+    assert!(!odd.code().is_empty());
+    let trace = setting.api.call(Method::TRACE, &server_path("pg1"), None).await?;
+    assert!(matches!(trace.status, 404 | 405), "{trace:?}");
+    Ok(())
+}
