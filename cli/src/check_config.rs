@@ -10,7 +10,11 @@ use crate::exit::Failure;
 pub fn run(file: &Path) -> Result<()> {
     match config::load(file) {
         Ok(config) => {
-            println!("{}: a good configuration for `holdfast serve {}`", file.display(), config.kind());
+            println!(
+                "{}: a good configuration for `holdfast serve {}`",
+                file.display(),
+                config.kind()
+            );
             Ok(())
         }
         Err(problems) => {

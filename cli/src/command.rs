@@ -8,7 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Managed backup and restore for PostgreSQL, on your own machines.
 #[derive(Debug, Parser)]
-#[command(name = "holdfast", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    name = "holdfast",
+    version,
+    propagate_version = true,
+    max_term_width = 110
+)]
 pub struct Cli {
     /// Where the site keeps everything [default: /var/lib/holdfast as root, ~/.holdfast otherwise]
     #[arg(long, global = true, env = "HOLDFAST_STATE_DIR", value_name = "DIR")]
@@ -132,15 +137,33 @@ mod tests {
 
     #[test]
     fn the_state_directory_may_stand_behind_any_command() {
-        let line = ["holdfast", "server", "connection-string", "pg1", "--state-dir", "/d"];
+        let line = [
+            "holdfast",
+            "server",
+            "connection-string",
+            "pg1",
+            "--state-dir",
+            "/d",
+        ];
         let cli = Cli::try_parse_from(line).expect("as in the manual");
         assert_eq!(cli.state_dir, Some("/d".into()));
     }
 
     #[test]
     fn postgresqls_restore_command_is_understood() {
-        let line = ["holdfast", "agent", "wal-get", "--plan", "/s", "00000002.history", "pg_wal/RECOVERYHISTORY"];
+        let line = [
+            "holdfast",
+            "agent",
+            "wal-get",
+            "--plan",
+            "/s",
+            "00000002.history",
+            "pg_wal/RECOVERYHISTORY",
+        ];
         let cli = Cli::try_parse_from(line).expect("as the agent writes it");
-        assert!(matches!(cli.command, Command::Agent(AgentCommand::WalGet { .. })));
+        assert!(matches!(
+            cli.command,
+            Command::Agent(AgentCommand::WalGet { .. })
+        ));
     }
 }

@@ -20,7 +20,10 @@ pub async fn run(state: &StateDir, yes: bool) -> Result<()> {
     }
     ensure!(
         state.site_file().exists() || state.lock_file().exists(),
-        Failure::NotFound(format!("{} is not the directory of a site", state.path().display()))
+        Failure::NotFound(format!(
+            "{} is not the directory of a site",
+            state.path().display()
+        ))
     );
     ensure!(
         yes,
@@ -44,7 +47,10 @@ pub async fn run(state: &StateDir, yes: bool) -> Result<()> {
     remove(&state.run_dir())?;
     match fs::remove_dir(state.path()) {
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-            println!("Removed. {} holds more than the site and was left.", state.path().display());
+            println!(
+                "Removed. {} holds more than the site and was left.",
+                state.path().display()
+            );
         }
         removed => {
             removed.with_context(|| format!("{} cannot be removed", state.path().display()))?;
@@ -69,7 +75,11 @@ fn entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
     match fs::read_dir(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         listed => listed
-            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+            .and_then(|entries| {
+                entries
+                    .map(|entry| entry.map(|entry| entry.path()))
+                    .collect()
+            })
             .with_context(|| format!("{} cannot be listed", dir.display())),
     }
 }

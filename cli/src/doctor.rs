@@ -35,11 +35,19 @@ pub struct Finding {
 
 impl Finding {
     fn fine(what: &'static str, found: impl Into<String>) -> Self {
-        Self { what, found: found.into(), cure: None }
+        Self {
+            what,
+            found: found.into(),
+            cure: None,
+        }
     }
 
     fn missing(what: &'static str, found: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { what, found: found.into(), cure: Some(cure.into()) }
+        Self {
+            what,
+            found: found.into(),
+            cure: Some(cure.into()),
+        }
     }
 }
 
@@ -49,7 +57,10 @@ pub async fn run(state: &StateDir, listen: SocketAddr) -> Result<()> {
     for finding in &findings {
         match &finding.cure {
             None => println!("ok       {}: {}", finding.what, finding.found),
-            Some(cure) => println!("MISSING  {}: {}\n         cure: {cure}", finding.what, finding.found),
+            Some(cure) => println!(
+                "MISSING  {}: {}\n         cure: {cure}",
+                finding.what, finding.found
+            ),
         }
     }
     if findings.iter().any(|finding| finding.cure.is_some()) {
@@ -64,7 +75,12 @@ pub async fn require(state: &StateDir, listen: SocketAddr) -> Result<()> {
     let findings = examine(state, listen).await?;
     let missing: Vec<String> = findings
         .into_iter()
-        .filter_map(|finding| Some(format!("{}: {}\n  cure: {}", finding.what, finding.found, finding.cure?)))
+        .filter_map(|finding| {
+            Some(format!(
+                "{}: {}\n  cure: {}",
+                finding.what, finding.found, finding.cure?
+            ))
+        })
         .collect();
     if missing.is_empty() {
         return Ok(());
@@ -110,10 +126,16 @@ async fn programs() -> Finding {
 fn service_user() -> Result<Finding> {
     let what = "a user that runs PostgreSQL";
     if !geteuid().is_root() {
-        return Ok(Finding::fine(what, "you: PostgreSQL runs as the user that runs the site"));
+        return Ok(Finding::fine(
+            what,
+            "you: PostgreSQL runs as the user that runs the site",
+        ));
     }
     if service_users::available()? {
-        return Ok(Finding::fine(what, "an unprivileged one; PostgreSQL refuses to run as root"));
+        return Ok(Finding::fine(
+            what,
+            "an unprivileged one; PostgreSQL refuses to run as root",
+        ));
     }
     Ok(Finding::missing(
         what,
@@ -169,8 +191,14 @@ fn passage(path: &Path) -> Result<Finding> {
         None => Finding::fine(what, "open to the service user"),
         Some(closed) => Finding::missing(
             what,
-            format!("the user that runs PostgreSQL cannot pass through {}", closed.display()),
-            format!("chmod o+x '{}', or choose another with --state-dir", closed.display()),
+            format!(
+                "the user that runs PostgreSQL cannot pass through {}",
+                closed.display()
+            ),
+            format!(
+                "chmod o+x '{}', or choose another with --state-dir",
+                closed.display()
+            ),
         ),
     })
 }
@@ -183,7 +211,10 @@ fn executables(path: &Path) -> Finding {
         false => Finding::fine(what, "may be run"),
         true => Finding::missing(
             what,
-            format!("{} is mounted noexec, and a restore runs a program from there", path.display()),
+            format!(
+                "{} is mounted noexec, and a restore runs a program from there",
+                path.display()
+            ),
             "choose another with --state-dir",
         ),
     }
@@ -196,7 +227,10 @@ fn sockets(state: &StateDir) -> Finding {
     if longest > SOCKET_PATH_MAX {
         return Finding::missing(
             what,
-            format!("paths below {} reach {longest} of {SOCKET_PATH_MAX} bytes", dir.display()),
+            format!(
+                "paths below {} reach {longest} of {SOCKET_PATH_MAX} bytes",
+                dir.display()
+            ),
             "unset XDG_RUNTIME_DIR, or point it to a shorter path",
         );
     }
@@ -220,7 +254,11 @@ fn disk(path: &Path) -> Finding {
             let found = format!("{:.1} GiB", free as f64 / f64::from(1 << 30));
             match free >= NEEDED_BYTES {
                 true => Finding::fine(what, found),
-                false => Finding::missing(what, found, "free 2 GiB, or choose another disk with --state-dir"),
+                false => Finding::missing(
+                    what,
+                    found,
+                    "free 2 GiB, or choose another disk with --state-dir",
+                ),
             }
         }
     }
@@ -240,7 +278,10 @@ fn port(listen: SocketAddr) -> Finding {
 
 /// The path itself, or the nearest parent that exists.
 fn nearest(path: &Path) -> PathBuf {
-    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_path_buf()
+    path.ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"))
+        .to_path_buf()
 }
 
 #[cfg(test)]
@@ -255,7 +296,10 @@ mod tests {
         let state = StateDir::choose(Some(dir.path().join("new"))).expect("absolute");
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let findings = examine(&state, listen).await.expect("looked at");
-        let missing: Vec<_> = findings.iter().filter(|finding| finding.cure.is_some()).collect();
+        let missing: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.cure.is_some())
+            .collect();
         assert!(missing.is_empty(), "{missing:#?}");
         assert!(!state.path().exists(), "looking changes nothing");
     }
@@ -265,10 +309,14 @@ mod tests {
         if !geteuid().is_root() {
             return;
         }
-        let dir = tempfile::tempdir().expect("a directory"); // made 0700
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).expect("ours");
         let finding = passage(&dir.path().join("a/b")).expect("looked at");
         let cure = finding.cure.expect("something is wrong");
-        assert!(cure.contains(&format!("chmod o+x '{}'", dir.path().display())), "{cure}");
+        assert!(
+            cure.contains(&format!("chmod o+x '{}'", dir.path().display())),
+            "{cure}"
+        );
     }
 
     #[test]

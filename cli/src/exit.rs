@@ -39,7 +39,9 @@ pub fn report(outcome: anyhow::Result<()>) -> ExitCode {
     let Err(error) = outcome else {
         return ExitCode::SUCCESS;
     };
-    let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
+    let failure = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Failure>());
     if !matches!(failure, Some(Failure::Said)) {
         eprintln!("holdfast: {error:#}");
     }
@@ -53,7 +55,9 @@ mod tests {
     #[test]
     fn a_failure_keeps_its_code_under_context() {
         let error = anyhow::Error::new(Failure::NotFound("no server pg1".into())).context("asking");
-        let found = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
+        let found = error
+            .chain()
+            .find_map(|cause| cause.downcast_ref::<Failure>());
         assert_eq!(found.map(Failure::code), Some(3));
     }
 }

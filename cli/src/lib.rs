@@ -33,9 +33,10 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Status { output } => status::run(&state()?, output).await,
         Command::Doctor { listen } => doctor::run(&state()?, listen).await,
         Command::Destroy { yes } => destroy::run(&state()?, yes).await,
-        Command::Server(ServerCommand::ConnectionString { name, resource_group }) => {
-            server::connection_string(&state()?, &name, resource_group.as_deref()).await
-        }
+        Command::Server(ServerCommand::ConnectionString {
+            name,
+            resource_group,
+        }) => server::connection_string(&state()?, &name, resource_group.as_deref()).await,
         Command::Serve(ServeCommand::Api(file)) => serve::api(&file.config).await,
         Command::Serve(ServeCommand::Scheduler(file)) => serve::scheduler(&file.config).await,
         Command::Serve(ServeCommand::Agent(file)) => serve::agent(&file.config).await,

@@ -9,14 +9,22 @@ use holdfast::exit;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // PostgreSQL calls this once per WAL file: no runtime, no logging, nothing that could fail.
-    if let Command::Agent(AgentCommand::WalGet { plan, file, destination }) = &cli.command {
+    if let Command::Agent(AgentCommand::WalGet {
+        plan,
+        file,
+        destination,
+    }) = &cli.command
+    {
         let code = holdfast_agent::restore::wal_get::wal_get_main(plan, file, destination);
         std::process::exit(code);
     }
     // Two libraries bring a cryptography provider; this is the one that the process uses. It fails
     // only when one is installed already, and nothing ran before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(Err(error.into())),
     };

@@ -27,7 +27,9 @@ pub struct RunRecord {
 
 /// Held by the process that runs the site.
 #[derive(Debug)]
-pub struct SiteLock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+pub struct SiteLock(
+    #[expect(dead_code, reason = "the lock lasts as long as the file is open")] File,
+);
 
 /// Takes the lock; `None` when another process has it.
 pub fn lock(state: &StateDir) -> Result<Option<SiteLock>> {
@@ -70,7 +72,12 @@ impl RunRecord {
     pub fn of_this_process(url: String, ready: bool) -> Result<Self> {
         let pid = Pid::this().as_raw();
         let started_ticks = started_ticks(pid).context("/proc/self/stat cannot be read")?;
-        Ok(Self { pid, started_ticks, url, ready })
+        Ok(Self {
+            pid,
+            started_ticks,
+            url,
+            ready,
+        })
     }
 
     /// Whether the pid still belongs to the process that wrote this, and it is ours.
@@ -104,7 +111,12 @@ pub async fn ended(state: &StateDir, within: Duration) -> Result<bool> {
 /// Field 22 of `/proc/{pid}/stat`. The second one, the program's name, may contain anything.
 fn started_ticks(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -127,7 +139,10 @@ mod tests {
     fn a_pid_that_came_around_again_is_not_believed() {
         let record = RunRecord::of_this_process(String::new(), true).expect("we live");
         assert_eq!(started_ticks(record.pid), Some(record.started_ticks));
-        let other = RunRecord { started_ticks: record.started_ticks + 1, ..record };
+        let other = RunRecord {
+            started_ticks: record.started_ticks + 1,
+            ..record
+        };
         assert!(!other.is_alive());
     }
 }

@@ -24,7 +24,11 @@ use crate::{state_dir, telemetry};
 const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::hours(1);
 
 fn wrong_kind(file: &Path, config: &Config, wanted: &str) -> anyhow::Error {
-    let what = format!("{} is for `holdfast serve {}`, not {wanted}", file.display(), config.kind());
+    let what = format!(
+        "{} is for `holdfast serve {}`, not {wanted}",
+        file.display(),
+        config.kind()
+    );
     Failure::Usage(what).into()
 }
 
@@ -52,7 +56,8 @@ async fn serve_api(config: &ApiFile) -> Result<()> {
         None => None,
         Some(tls) => {
             let read = |path: &Path| {
-                std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("{} cannot be read", path.display()))
             };
             Some((read(&tls.certificate_file)?, read(&tls.key_file)?))
         }
@@ -63,8 +68,15 @@ async fn serve_api(config: &ApiFile) -> Result<()> {
         audiences: config.api.auth.audiences.clone(),
         tenant: config.api.auth.tenant.clone(),
     };
-    let router =
-        holdfast_api::router(control_plane, auth, ApiConfig::new(config.api.public_url.clone()))?;
+    let mut settings = ApiConfig {
+        public_url: config.api.public_url.to_string(),
+        seal_key: config.api.seal_key()?,
+        ..ApiConfig::default()
+    };
+    if let Some(suffix) = &config.api.domain_suffix {
+        settings.domain_suffix.clone_from(suffix);
+    }
+    let router = holdfast_api::router(control_plane, auth, settings)?;
     let listener = TcpListener::bind(config.api.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", config.api.listen))?;
@@ -93,18 +105,27 @@ async fn serve_scheduler(config: &SchedulerFile) -> Result<()> {
     let control_plane =
         ControlPlane::connect(pool, clock.clone(), config.site(), Policy::default()).await?;
     let authority = Authority::open_or_create(&config.scheduler.authority_dir, clock.now())?;
+    if let Some(file) = &config.scheduler.ca_file {
+        state_dir::replace(file, authority.ca_pem().as_bytes(), 0o644)?;
+    }
     for wanted in &config.scheduler.certificates {
         let made = authority.server_certificate(&wanted.names, clock.now())?;
         // The key first: who sees the certificate finds its key.
         state_dir::replace(&wanted.key_file, made.key_pem.as_bytes(), 0o600)?;
-        state_dir::replace(&wanted.certificate_file, made.certificate_pem.as_bytes(), 0o644)?;
+        state_dir::replace(
+            &wanted.certificate_file,
+            made.certificate_pem.as_bytes(),
+            0o644,
+        )?;
     }
     furnish(&control_plane, config).await?;
     let listener = TcpListener::bind(config.scheduler.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", config.scheduler.listen))?;
     tracing::info!(address = %config.scheduler.listen, "agents are served");
-    let settings = SchedulerConfig { gateway_names: config.scheduler.names.clone() };
+    let settings = SchedulerConfig {
+        gateway_names: config.scheduler.names.clone(),
+    };
     let hints = control_plane.clone();
     tokio::select! {
         served = holdfast_scheduler::serve(control_plane, authority, settings, listener, shutdown) => Ok(served?),
@@ -137,7 +158,9 @@ async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result
         control_plane.register_vault(&vault).await?;
     }
     for owner in &config.owners {
-        control_plane.ensure_subscription(owner.subscription).await?;
+        control_plane
+            .ensure_subscription(owner.subscription)
+            .await?;
         let role = RoleAssignment {
             principal: owner.principal.to_string(),
             role: Role::Owner,
@@ -146,7 +169,10 @@ async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result
         control_plane.assign_role(&role).await?;
         let region = config.regions.first().map(|region| region.name.as_str());
         for group in &owner.resource_groups {
-            if !control_plane.resource_group_exists(owner.subscription, group).await? {
+            if !control_plane
+                .resource_group_exists(owner.subscription, group)
+                .await?
+            {
                 let caller = Caller::service(Uuid::new_v4().to_string());
                 control_plane
                     .put_resource_group(&caller, owner.subscription, group, region, None)
@@ -156,9 +182,18 @@ async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result
     }
     for node in &config.nodes {
         let token = control_plane
-            .issue_join_token(&node.name, &node.region, node.zone.as_deref(), JOIN_TOKEN_LIFE)
+            .issue_join_token(
+                &node.name,
+                &node.region,
+                node.zone.as_deref(),
+                JOIN_TOKEN_LIFE,
+            )
             .await?;
-        state_dir::replace(&node.join_token_file, format!("{token}\n").as_bytes(), 0o600)?;
+        state_dir::replace(
+            &node.join_token_file,
+            format!("{token}\n").as_bytes(),
+            0o600,
+        )?;
     }
     Ok(())
 }

@@ -8,15 +8,19 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use crate::exit::Failure;
-use crate::state_dir::StateDir;
 use crate::site::token;
+use crate::state_dir::StateDir;
 use crate::status::identity;
 use crate::up::require_running;
 
 const RECOVERY_API_VERSION: &str = "2026-11-01";
 const WITHIN: Duration = Duration::from_secs(30);
 /// What may stand in a part of a URI as it is.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// `Holdfast.Recovery/connection`, as far as it is used here.
 #[derive(Debug, Deserialize)]
@@ -57,14 +61,30 @@ pub async fn connection_string(state: &StateDir, name: &str, group: Option<&str>
         utf8_percent_encode(name, RESERVED),
     );
     let ca = reqwest::Certificate::from_pem(&std::fs::read(state.ca_file())?)?;
-    #[expect(clippy::disallowed_methods, reason = "the place where this command makes its client")]
-    let client = reqwest::Client::builder().tls_certs_only([ca]).timeout(WITHIN).build()?;
-    let answer = client.get(&url).bearer_auth(token.text).send().await.context("the API does not answer")?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the place where this command makes its client"
+    )]
+    let client = reqwest::Client::builder()
+        .tls_certs_only([ca])
+        .timeout(WITHIN)
+        .build()?;
+    let answer = client
+        .get(&url)
+        .bearer_auth(token.text)
+        .send()
+        .await
+        .context("the API does not answer")?;
     let status = answer.status();
-    let body = answer.bytes().await.context("the API's answer was cut short")?;
+    let body = answer
+        .bytes()
+        .await
+        .context("the API's answer was cut short")?;
     if !status.is_success() {
-        let said = serde_json::from_slice::<Refusal>(&body)
-            .map_or_else(|_| status.to_string(), |it| format!("{}: {}", it.error.code, it.error.message));
+        let said = serde_json::from_slice::<Refusal>(&body).map_or_else(
+            |_| status.to_string(),
+            |it| format!("{}: {}", it.error.code, it.error.message),
+        );
         return Err(match status.as_u16() {
             404 => Failure::NotFound(said).into(),
             409 => Failure::Conflict(said).into(),
@@ -72,7 +92,8 @@ pub async fn connection_string(state: &StateDir, name: &str, group: Option<&str>
             _ => anyhow!(said),
         });
     }
-    let Resource { properties } = serde_json::from_slice(&body).context("the API's answer is not understood")?;
+    let Resource { properties } =
+        serde_json::from_slice(&body).context("the API's answer is not understood")?;
     let socket = properties
         .socket_directory
         .context("the server is not on this machine: it has no socket here")?;

@@ -44,7 +44,8 @@ impl StateDir {
         // One site has one name, however its directory is spelled.
         let path = path.canonicalize().unwrap_or(path);
         ensure!(
-            path.to_str().is_some_and(|text| !text.chars().any(char::is_control)),
+            path.to_str()
+                .is_some_and(|text| !text.chars().any(char::is_control)),
             "the state directory's path must be plain text"
         );
         ensure!(path.parent().is_some(), "the state directory must not be /");
@@ -54,7 +55,10 @@ impl StateDir {
     /// Makes the directory. Its spelling may change: what did not exist could not be resolved before.
     pub fn create(&self) -> Result<Self> {
         passage(&self.0)?;
-        let path = self.0.canonicalize().context("the state directory cannot be resolved")?;
+        let path = self
+            .0
+            .canonicalize()
+            .context("the state directory cannot be resolved")?;
         Ok(Self(path))
     }
 
@@ -156,7 +160,10 @@ impl StateDir {
             &aws_lc_rs::digest::SHA256,
             self.0.as_os_str().as_encoded_bytes(),
         );
-        let name: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name: String = digest.as_ref()[..4]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let base = if geteuid().is_root() {
             PathBuf::from("/run")
         } else {
@@ -178,7 +185,10 @@ impl StateDir {
         }
         let found = fs::symlink_metadata(&dir)?;
         if !found.is_dir() || Uid::from_raw(found.uid()) != geteuid() {
-            bail!("{} is not a directory of this user: remove it", dir.display());
+            bail!(
+                "{} is not a directory of this user: remove it",
+                dir.display()
+            );
         }
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         Ok(dir)
@@ -212,8 +222,11 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&beside)?;
         // The umask of whoever started us decides nothing.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
@@ -240,8 +253,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         text => text.with_context(|| format!("{} cannot be read", path.display()))?,
     };
-    let value = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is damaged", path.display()))?;
+    let value =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     Ok(Some(value))
 }
 
@@ -253,9 +266,12 @@ mod tests {
     fn one_directory_has_one_run_directory_however_it_is_spelled() {
         let dir = tempfile::tempdir().expect("a directory");
         let plain = StateDir::choose(Some(dir.path().to_path_buf())).expect("there");
-        let odd = StateDir::choose(Some(dir.path().join(".").join("..").join(
-            dir.path().file_name().expect("it has a name"),
-        )));
+        let odd = StateDir::choose(Some(
+            dir.path()
+                .join(".")
+                .join("..")
+                .join(dir.path().file_name().expect("it has a name")),
+        ));
         assert_eq!(plain.run_dir(), odd.expect("there").run_dir());
     }
 
@@ -277,7 +293,10 @@ mod tests {
             write_json(&file, &value).expect("written");
         }
         assert_eq!(read_json::<i32>(&file).expect("read"), Some(2));
-        assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&file).expect("there").permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
     }
 }

@@ -41,14 +41,18 @@ struct StatusRegion {
 pub async fn run(state: &StateDir, output: Option<Output>) -> Result<()> {
     let record = require_running(state)?;
     let status = status(state, &record)?;
-    let table = output.map_or(std::io::stdout().is_terminal(), |output| output == Output::Table);
+    let table = output.map_or(std::io::stdout().is_terminal(), |output| {
+        output == Output::Table
+    });
     if !table {
         println!("{}", serde_json::to_string_pretty(&status)?);
         return Ok(());
     }
-    let mut lines = comfy_table::Table::new();
-    lines.load_preset(comfy_table::presets::NOTHING);
-    let regions: Vec<&str> = status.regions.iter().map(|region| region.name.as_str()).collect();
+    let regions: Vec<&str> = status
+        .regions
+        .iter()
+        .map(|region| region.name.as_str())
+        .collect();
     for (name, value) in [
         ("url", status.url.as_str()),
         ("token", &status.token),
@@ -61,9 +65,8 @@ pub async fn run(state: &StateDir, output: Option<Output>) -> Result<()> {
         ("state directory", &status.state_dir),
         ("process", &status.pid.to_string()),
     ] {
-        lines.add_row([name, value]);
+        println!("{name:<16} {value}");
     }
-    println!("{lines}");
     Ok(())
 }
 
@@ -75,12 +78,15 @@ pub fn identity(state: &StateDir) -> Result<Identity> {
 fn status(state: &StateDir, record: &RunRecord) -> Result<Status> {
     let identity = identity(state)?;
     let token = token::mint(state, &identity)?;
-    let regions = Site::built_in().regions.into_iter().map(|region| StatusRegion {
-        pair: region.pair().map(str::to_owned),
-        name: region.name,
-        display_name: region.display_name,
-        zones: region.zones,
-    });
+    let regions = Site::built_in()
+        .regions
+        .into_iter()
+        .map(|region| StatusRegion {
+            pair: region.pair().map(str::to_owned),
+            name: region.name,
+            display_name: region.display_name,
+            zones: region.zones,
+        });
     Ok(Status {
         url: record.url.clone(),
         token: token.text,

@@ -17,7 +17,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 /// OpenTelemetry's own variables; the exporter reads them, too.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,7 +57,11 @@ impl Settings {
     pub fn for_a_person() -> Self {
         let at_a_terminal = std::io::stderr().is_terminal();
         Self {
-            log_format: if at_a_terminal { LogFormat::Text } else { LogFormat::Json },
+            log_format: if at_a_terminal {
+                LogFormat::Text
+            } else {
+                LogFormat::Json
+            },
             log_filter: if at_a_terminal { "warn" } else { "info" }.to_owned(),
             otlp_endpoint: None,
         }
@@ -86,15 +93,24 @@ pub fn init(settings: &Settings) -> Result<Telemetry> {
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
     let mut provider = SdkTracerProvider::builder().with_resource(resource);
-    if settings.otlp_endpoint.is_some() || ENDPOINTS.iter().any(|name| std::env::var_os(name).is_some()) {
+    if settings.otlp_endpoint.is_some()
+        || ENDPOINTS
+            .iter()
+            .any(|name| std::env::var_os(name).is_some())
+    {
         let mut exporter = SpanExporter::builder().with_http();
         // The environment is the operator's last word.
-        if let (Some(endpoint), false) =
-            (&settings.otlp_endpoint, ENDPOINTS.iter().any(|name| std::env::var_os(name).is_some()))
-        {
+        if let (Some(endpoint), false) = (
+            &settings.otlp_endpoint,
+            ENDPOINTS
+                .iter()
+                .any(|name| std::env::var_os(name).is_some()),
+        ) {
             exporter = exporter.with_endpoint(endpoint);
         }
-        let exporter = exporter.build().context("traces cannot be sent to the OTLP endpoint")?;
+        let exporter = exporter
+            .build()
+            .context("traces cannot be sent to the OTLP endpoint")?;
         provider = provider.with_batch_exporter(exporter);
     }
     let provider = provider.build();
@@ -107,12 +123,20 @@ pub fn init(settings: &Settings) -> Result<Telemetry> {
     let filter: EnvFilter = filter.parse().context("the log filter is not understood")?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match settings.log_format {
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .boxed(),
         LogFormat::Text => lines.with_target(false).boxed(),
     };
     // Libraries' own spans are many and say nothing about ours.
-    let traced = EnvFilter::new("off,holdfast=debug,holdfast_api=debug,holdfast_control_plane=debug,holdfast_scheduler=debug,holdfast_agent=debug,holdfast_vault=debug");
-    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("holdfast")).with_filter(traced);
+    let traced = EnvFilter::new(
+        "off,holdfast=debug,holdfast_api=debug,holdfast_control_plane=debug,holdfast_scheduler=debug,holdfast_agent=debug,holdfast_vault=debug",
+    );
+    let traces = tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("holdfast"))
+        .with_filter(traced);
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .with(traces)

@@ -23,7 +23,10 @@ const READY: &str = "ready";
 const LAST_LINES: usize = 12;
 
 pub async fn run(state: &StateDir, options: &UpOptions) -> Result<()> {
-    let site = SiteOptions { listen: options.listen, insecure_http: options.insecure_http };
+    let site = SiteOptions {
+        listen: options.listen,
+        insecure_http: options.insecure_http,
+    };
     site.check()?;
     // The modes of what a site makes are chosen one by one; whoever starts it must not narrow them.
     umask(Mode::from_bits_truncate(0o022));
@@ -35,7 +38,11 @@ pub async fn run(state: &StateDir, options: &UpOptions) -> Result<()> {
         return status::print_welcome(state, &record);
     }
     doctor::require(state, options.listen).await?;
-    if options.detach { detach(state, options).await } else { foreground(state, &site).await }
+    if options.detach {
+        detach(state, options).await
+    } else {
+        foreground(state, &site).await
+    }
 }
 
 async fn foreground(state: &StateDir, site: &SiteOptions) -> Result<()> {
@@ -63,7 +70,13 @@ async fn detach(state: &StateDir, options: &UpOptions) -> Result<()> {
     let begin = log.metadata()?.len();
     let mut command = Command::new("/proc/self/exe");
     command
-        .args(["up", "--left-behind", "--listen", &options.listen.to_string(), "--state-dir"])
+        .args([
+            "up",
+            "--left-behind",
+            "--listen",
+            &options.listen.to_string(),
+            "--state-dir",
+        ])
         .arg(state.path())
         // The caller's directory may be removed, or on a disk that is to be unmounted.
         .current_dir("/")
@@ -73,7 +86,9 @@ async fn detach(state: &StateDir, options: &UpOptions) -> Result<()> {
     if options.insecure_http {
         command.arg("--insecure-http");
     }
-    let mut child = command.spawn().context("the site's process cannot be started")?;
+    let mut child = command
+        .spawn()
+        .context("the site's process cannot be started")?;
     let output = child.stdout.take().context("its output was asked for")?;
     let word = tokio::task::spawn_blocking(move || {
         let mut word = String::new();
@@ -81,12 +96,18 @@ async fn detach(state: &StateDir, options: &UpOptions) -> Result<()> {
     })
     .await??;
     if word.trim() == READY {
-        let record = run_record::running(state)?.context("the site ended as soon as it was ready")?;
+        let record =
+            run_record::running(state)?.context("the site ended as soon as it was ready")?;
         return status::print_welcome(state, &record);
     }
-    let status = child.wait().context("the site's process cannot be waited for")?;
+    let status = child
+        .wait()
+        .context("the site's process cannot be waited for")?;
     eprintln!("{}", last_lines(state, begin));
-    bail!("the site did not start ({status}); its log is {}", state.log_file().display())
+    bail!(
+        "the site did not start ({status}); its log is {}",
+        state.log_file().display()
+    )
 }
 
 /// The process that `--detach` leaves behind: a session of its own, so that no terminal ends it.
@@ -114,7 +135,11 @@ async fn left_behind(state: &StateDir, site: &SiteOptions) -> Result<()> {
 /// last WAL durable, and what must not wait for that has `kill -9`.
 pub fn until_signalled() -> Result<CancellationToken> {
     let token = CancellationToken::new();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
         let mut arrived = signal(kind).context("signals cannot be received")?;
         let token = token.clone();
         tokio::spawn(async move {

@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use holdfast_domain::region::{Region, Site};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::database::DatabaseSection;
-use super::load::Problems;
-use super::{Check, scheduler};
+use super::load::{Problems, collect};
+use super::{Check, Collect, scheduler};
 use crate::telemetry;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,27 @@ pub struct ApiSection {
     #[serde(default)]
     pub tls: Option<TlsSection>,
     pub auth: AuthSection,
+    /// Servers are called `{name}.{suffix}`.
+    #[serde(default)]
+    pub domain_suffix: Option<String>,
+    /// 32 bytes in base64; seals list positions, so all API processes must have the same.
+    #[serde(default)]
+    pub seal_key_file: Option<PathBuf>,
+}
+
+impl ApiSection {
+    pub fn seal_key(&self) -> Result<Option<[u8; 32]>> {
+        let Some(file) = &self.seal_key_file else {
+            return Ok(None);
+        };
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("the seal key in {} cannot be read", file.display()))?;
+        let bytes = BASE64_STANDARD.decode(text.trim()).ok();
+        let key = bytes.and_then(|bytes| bytes.try_into().ok());
+        Ok(Some(key.with_context(|| {
+            format!("{} must hold 32 bytes in base64", file.display())
+        })?))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,25 +85,41 @@ pub struct AuthSection {
 impl ApiFile {
     #[must_use]
     pub fn site(&self) -> Site {
-        Site { regions: self.regions.clone() }
+        Site {
+            regions: self.regions.clone(),
+        }
     }
 }
 
 impl Check for ApiFile {
+    const SECTIONS: &'static [(&'static str, Collect)] = &[
+        ("api", collect::<ApiSection>),
+        ("database", collect::<DatabaseSection>),
+        ("regions", collect::<Vec<Region>>),
+        ("telemetry", collect::<telemetry::Settings>),
+    ];
+
     fn check(&self, problems: &mut Problems) {
         self.database.check(problems);
         scheduler::check_regions(&self.regions, problems);
         if self.api.tls.is_none() && !self.api.listen.ip().is_loopback() {
             problems.add("api.tls", "needed on every address that is not loopback");
         }
-        if !matches!(self.api.public_url.scheme(), "https" | "http") || self.api.public_url.host().is_none() {
+        if !matches!(self.api.public_url.scheme(), "https" | "http")
+            || self.api.public_url.host().is_none()
+        {
             problems.add("api.public_url", "it must be an https URL");
         }
         if self.api.auth.issuer.is_empty() {
             problems.add("api.auth.issuer", "it must not be empty");
         }
-        if self.api.auth.audiences.is_empty() || self.api.auth.audiences.iter().any(String::is_empty) {
-            problems.add("api.auth.audiences", "at least one is needed, and none may be empty");
+        if self.api.auth.audiences.is_empty()
+            || self.api.auth.audiences.iter().any(String::is_empty)
+        {
+            problems.add(
+                "api.auth.audiences",
+                "at least one is needed, and none may be empty",
+            );
         }
     }
 }

@@ -64,7 +64,10 @@ impl DatabaseSection {
             problems.add("database.max_connections", "at least 4 are needed");
         }
         if self.tls == DatabaseTls::VerifyFull && self.ca_file.is_none() {
-            problems.add("database.ca_file", "verify-full needs the authority to verify against");
+            problems.add(
+                "database.ca_file",
+                "verify-full needs the authority to verify against",
+            );
         }
     }
 
@@ -89,8 +92,12 @@ impl DatabaseSection {
             options = options.ssl_root_cert(file);
         }
         if let Some(file) = &self.password_file {
-            let password = std::fs::read_to_string(file)
-                .with_context(|| format!("the database's password in {} cannot be read", file.display()))?;
+            let password = std::fs::read_to_string(file).with_context(|| {
+                format!(
+                    "the database's password in {} cannot be read",
+                    file.display()
+                )
+            })?;
             options = options.password(password.trim_end_matches(['\r', '\n']));
         }
         Ok(PgPoolOptions::new()

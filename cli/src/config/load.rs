@@ -28,7 +28,10 @@ pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
     pub fn add(&mut self, key: &str, what: impl fmt::Display) {
-        self.0.push(Problem { key: key.to_owned(), what: what.to_string() });
+        self.0.push(Problem {
+            key: key.to_owned(),
+            what: what.to_string(),
+        });
     }
 
     fn of_file(what: impl fmt::Display) -> Self {
@@ -71,28 +74,59 @@ pub(super) fn load(
     let has = |section: &str| merged.get(section).is_some();
     match (has("api"), has("scheduler"), has("agent")) {
         (true, false, false) => read::<ApiFile>(merged).map(|it| Config::Api(Box::new(it))),
-        (false, true, false) => read::<SchedulerFile>(merged).map(|it| Config::Scheduler(Box::new(it))),
-        (false, false, true) => read::<AgentFile>(merged).map(|it| Config::Agent(Box::new(it))),
-        (false, false, false) => {
-            Err(Problems::of_file("it has neither [api] nor [scheduler] nor [agent]"))
+        (false, true, false) => {
+            read::<SchedulerFile>(merged).map(|it| Config::Scheduler(Box::new(it)))
         }
-        _ => Err(Problems::of_file("it has more than one of [api], [scheduler] and [agent]")),
+        (false, false, true) => read::<AgentFile>(merged).map(|it| Config::Agent(Box::new(it))),
+        (false, false, false) => Err(Problems::of_file(
+            "it has neither [api] nor [scheduler] nor [agent]",
+        )),
+        _ => Err(Problems::of_file(
+            "it has more than one of [api], [scheduler] and [agent]",
+        )),
     }
 }
 
-/// Reads the value; after a mistake at some key that key is taken out and the rest is read, so that one
-/// run shows every mistake and not the first only.
-fn read<T: DeserializeOwned + Check>(mut value: Value) -> Result<T, Problems> {
+/// Reads section by section, so that a mistake in one hides none in another, and then the whole.
+fn read<T: DeserializeOwned + Check>(merged: Value) -> Result<T, Problems> {
     let mut problems = Problems::default();
-    let mut taken_out: Vec<String> = Vec::new();
-    loop {
-        let error = match serde_path_to_error::deserialize::<_, T>(value.clone()) {
-            Ok(read) => {
-                read.check(&mut problems);
-                return if problems.0.is_empty() { Ok(read) } else { Err(problems) };
+    for (section, collect) in T::SECTIONS {
+        if let Some(value) = merged.get(section) {
+            collect(value.clone(), section, &mut problems);
+        }
+    }
+    if !problems.0.is_empty() {
+        return Err(problems);
+    }
+    match serde_path_to_error::deserialize::<_, T>(merged.clone()) {
+        Ok(read) => {
+            read.check(&mut problems);
+            if problems.0.is_empty() {
+                Ok(read)
+            } else {
+                Err(problems)
             }
-            Err(error) => error,
-        };
+        }
+        Err(_) => {
+            collect::<T>(merged, "", &mut problems);
+            Err(problems)
+        }
+    }
+}
+
+/// Everything that keeps `value` from being a `T`. After a mistake at some key that key is taken out and
+/// the rest is read; a key that is missing ends it, because nobody knows what should be there.
+pub(super) fn collect<T: DeserializeOwned>(
+    mut value: Value,
+    section: &str,
+    problems: &mut Problems,
+) {
+    let join = |key: &str, next: &str| match (key, next) {
+        ("", only) | (only, "") => only.to_owned(),
+        (key, next) => format!("{key}.{next}"),
+    };
+    let mut taken_out: Vec<String> = Vec::new();
+    while let Err(error) = serde_path_to_error::deserialize::<_, T>(value.clone()) {
         let path: Vec<String> = error
             .path()
             .iter()
@@ -102,20 +136,17 @@ fn read<T: DeserializeOwned + Check>(mut value: Value) -> Result<T, Problems> {
                 _ => None,
             })
             .collect();
-        let key = path.join(".");
+        let key = join(section, &path.join("."));
         let what = error.inner().to_string();
-        // What was taken out is missing now; that is our doing and was said before.
-        let missing = missing_field(&what).map(|field| match key.as_str() {
-            "" => field.to_owned(),
-            key => format!("{key}.{field}"),
-        });
-        if missing.as_ref().is_some_and(|field| taken_out.contains(field)) {
-            return Err(problems);
+        let missing = missing_field(&what).map(|field| join(&key, field));
+        match missing {
+            // It is missing because it was taken out; what is wrong with it was said then.
+            Some(field) if taken_out.contains(&field) => return,
+            Some(field) => return problems.add(&field, "it is missing"),
+            None => problems.add(&key, what),
         }
-        problems.add(missing.as_deref().unwrap_or(&key), what);
-        let removed = missing.is_none() && remove(&mut value, &path);
-        if !removed || problems.0.len() >= MOST_PROBLEMS {
-            return Err(problems);
+        if !remove(&mut value, &path) || problems.0.len() >= MOST_PROBLEMS {
+            return;
         }
         taken_out.push(key);
     }
@@ -134,7 +165,10 @@ fn remove(value: &mut Value, path: &[String]) -> bool {
     for key in parents {
         let next = match at {
             Value::Object(map) => map.get_mut(key),
-            Value::Array(list) => key.parse().ok().and_then(|index: usize| list.get_mut(index)),
+            Value::Array(list) => key
+                .parse()
+                .ok()
+                .and_then(|index: usize| list.get_mut(index)),
             _ => None,
         };
         match next {
@@ -187,7 +221,10 @@ mod tests {
 
     #[test]
     fn the_environment_wins() {
-        let environment = [("HOLDFAST__API__LISTEN", "127.0.0.1:9000"), ("HOLDFAST__DATABASE__PORT", "6543")];
+        let environment = [
+            ("HOLDFAST__API__LISTEN", "127.0.0.1:9000"),
+            ("HOLDFAST__DATABASE__PORT", "6543"),
+        ];
         let Ok(Config::Api(file)) = read(API, &environment) else {
             panic!("it is a good file");
         };
@@ -196,19 +233,30 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named_with_its_key() {
-        let text = API
-            .replace("listen =", "lisen =")
-            .replace("host = \"db\"", "host = \"db\"\nport = \"many\"\npasword = \"x\"");
+        let text = API.replace("listen =", "lisen =").replace(
+            "host = \"db\"",
+            "host = \"db\"\nport = \"many\"\npasword = \"x\"",
+        );
         let problems = read(&text, &[]).expect_err("three mistakes").to_string();
-        for expected in ["api.lisen: unknown field", "database.port: ", "database.pasword: unknown field"] {
+        for expected in [
+            "api.lisen: unknown field",
+            "database.port: ",
+            "database.pasword: unknown field",
+        ] {
             assert!(problems.contains(expected), "{expected} in\n{problems}");
         }
     }
 
     #[test]
     fn a_password_cannot_be_written_into_the_file() {
-        let text = API.replace("password_file = \"/run/secrets/db\"", "password = \"secret\"");
+        let text = API.replace(
+            "password_file = \"/run/secrets/db\"",
+            "password = \"secret\"",
+        );
         let problems = read(&text, &[]).expect_err("no such key").to_string();
-        assert!(problems.contains("password") && !problems.contains("secret\""), "{problems}");
+        assert!(
+            problems.contains("password") && !problems.contains("secret\""),
+            "{problems}"
+        );
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::api::{ApiFile, ApiSection, AuthSection, TlsSection};
 pub use self::database::DatabaseSection;
+use self::load::collect;
 pub use self::load::{Problem, Problems};
 pub use self::scheduler::{
     CertificateFor, NodeSection, OwnerSection, SchedulerFile, SchedulerSection, VaultSection,
@@ -62,19 +63,53 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn load_with(path: &Path, environment: &[(&str, &str)]) -> Result<Config, Problems> {
-    let environment = environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+    let environment = environment
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()));
     load::load(path, Some(environment.collect()))
 }
 
+type Collect = fn(serde_json::Value, &str, &mut Problems);
+
 /// What can be checked without touching anything but the configuration itself.
 trait Check {
+    /// Its sections, each with what collects the mistakes in it.
+    const SECTIONS: &'static [(&'static str, Collect)];
+
     fn check(&self, problems: &mut Problems);
 }
 
 impl Check for AgentFile {
+    const SECTIONS: &'static [(&'static str, Collect)] = &[
+        ("agent", collect::<AgentConfig>),
+        ("telemetry", collect::<telemetry::Settings>),
+    ];
+
     fn check(&self, problems: &mut Problems) {
         if let Err(error) = self.agent.check() {
             problems.add("agent", error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_compose_set_up_is_a_good_one() {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let mut kinds = Vec::new();
+        for entry in std::fs::read_dir(deploy).expect("the folder is there") {
+            let path = entry.expect("listed").path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                match load_with(&path, &[]) {
+                    Ok(config) => kinds.push(config.kind()),
+                    Err(problems) => panic!("{}: {problems}", path.display()),
+                }
+            }
+        }
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["agent", "agent", "api", "scheduler"]);
     }
 }

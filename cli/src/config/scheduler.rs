@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
 
-use super::Check;
 use super::database::DatabaseSection;
-use super::load::Problems;
+use super::load::{Problems, collect};
+use super::{Check, Collect};
 use crate::telemetry;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct SchedulerSection {
     pub names: Vec<String>,
     /// The installation's certificate authority; made when it is not there. The same for all schedulers.
     pub authority_dir: PathBuf,
+    /// Gets the authority's certificate, for agents and clients to trust.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
     /// Certificates for other servers of the installation, written at each start.
     #[serde(default)]
     pub certificates: Vec<CertificateFor>,
@@ -97,7 +100,9 @@ pub struct OwnerSection {
 impl SchedulerFile {
     #[must_use]
     pub fn site(&self) -> Site {
-        Site { regions: self.regions.clone() }
+        Site {
+            regions: self.regions.clone(),
+        }
     }
 }
 
@@ -112,7 +117,10 @@ pub(super) fn check_regions(regions: &[Region], problems: &mut Problems) {
     let mut names = BTreeSet::new();
     for (nth, region) in regions.iter().enumerate() {
         if region.name.is_empty() || region.name != canonical(&region.name) {
-            problems.add(&format!("regions.{nth}.name"), "lower-case and without spaces, please: eastus2");
+            problems.add(
+                &format!("regions.{nth}.name"),
+                "lower-case and without spaces, please: eastus2",
+            );
         }
         if !names.insert(&region.name) {
             problems.add(&format!("regions.{nth}.name"), "it is there twice");
@@ -128,13 +136,22 @@ fn check_place(
     problems: &mut Problems,
 ) {
     match regions.iter().find(|known| known.name == region) {
-        None => problems.add(&format!("{key}.region"), format!("there is no region {region}")),
+        None => problems.add(
+            &format!("{key}.region"),
+            format!("there is no region {region}"),
+        ),
         Some(known) => match zone {
             Some(zone) if !known.zones.contains(zone) => {
-                problems.add(&format!("{key}.zone"), format!("{region} has no zone {zone}"));
+                problems.add(
+                    &format!("{key}.zone"),
+                    format!("{region} has no zone {zone}"),
+                );
             }
             None if !known.zones.is_empty() => {
-                problems.add(&format!("{key}.zone"), format!("{region} has zones: name one"));
+                problems.add(
+                    &format!("{key}.zone"),
+                    format!("{region} has zones: name one"),
+                );
             }
             _ => {}
         },
@@ -142,6 +159,16 @@ fn check_place(
 }
 
 impl Check for SchedulerFile {
+    const SECTIONS: &'static [(&'static str, Collect)] = &[
+        ("scheduler", collect::<SchedulerSection>),
+        ("database", collect::<DatabaseSection>),
+        ("regions", collect::<Vec<Region>>),
+        ("vaults", collect::<Vec<VaultSection>>),
+        ("nodes", collect::<Vec<NodeSection>>),
+        ("owners", collect::<Vec<OwnerSection>>),
+        ("telemetry", collect::<telemetry::Settings>),
+    ];
+
     fn check(&self, problems: &mut Problems) {
         self.database.check(problems);
         check_regions(&self.regions, problems);
@@ -150,12 +177,24 @@ impl Check for SchedulerFile {
         }
         for (nth, vault) in self.vaults.iter().enumerate() {
             let key = format!("vaults.{nth}");
-            check_place(&key, &self.regions, &vault.region, vault.zone.as_ref(), problems);
+            check_place(
+                &key,
+                &self.regions,
+                &vault.region,
+                vault.zone.as_ref(),
+                problems,
+            );
             if !matches!(vault.url.scheme(), "file" | "s3" | "az" | "gs") {
-                problems.add(&format!("{key}.url"), "file, s3, az and gs are the kinds of stores");
+                problems.add(
+                    &format!("{key}.url"),
+                    "file, s3, az and gs are the kinds of stores",
+                );
             }
             if vault.own_copies == 0 {
-                problems.add(&format!("{key}.own_copies"), "a store keeps at least one copy");
+                problems.add(
+                    &format!("{key}.own_copies"),
+                    "a store keeps at least one copy",
+                );
             }
             if self.vaults[..nth].iter().any(|other| other.id == vault.id) {
                 problems.add(&format!("{key}.id"), "it is there twice");
@@ -163,8 +202,17 @@ impl Check for SchedulerFile {
         }
         for (nth, node) in self.nodes.iter().enumerate() {
             let key = format!("nodes.{nth}");
-            check_place(&key, &self.regions, &node.region, node.zone.as_ref(), problems);
-            if self.nodes[..nth].iter().any(|other| other.name == node.name) {
+            check_place(
+                &key,
+                &self.regions,
+                &node.region,
+                node.zone.as_ref(),
+                problems,
+            );
+            if self.nodes[..nth]
+                .iter()
+                .any(|other| other.name == node.name)
+            {
                 problems.add(&format!("{key}.name"), "it is there twice");
             }
         }

@@ -13,10 +13,13 @@ use crate::state_dir::{StateDir, passage};
 /// Copies the running executable into the state directory unless it is there already, and returns where.
 pub fn install(state: &StateDir) -> Result<PathBuf> {
     let target = state.executable();
-    let parent = target.parent().context("the executable lies in a directory")?;
+    let parent = target
+        .parent()
+        .context("the executable lies in a directory")?;
     passage(parent)?;
     // Also right when the file on the disk was replaced since this process started.
-    let mut running = fs::File::open("/proc/self/exe").context("/proc/self/exe cannot be opened")?;
+    let mut running =
+        fs::File::open("/proc/self/exe").context("/proc/self/exe cannot be opened")?;
     if is_same(&mut running, &target)? {
         return Ok(target);
     }
@@ -69,6 +72,9 @@ mod tests {
         assert_eq!(first.permissions().mode() & 0o777, 0o755);
         install(&state).expect("again");
         let again = fs::metadata(&path).expect("there");
-        assert_eq!(first.modified().expect("known"), again.modified().expect("known"));
+        assert_eq!(
+            first.modified().expect("known"),
+            again.modified().expect("known")
+        );
     }
 }

@@ -67,7 +67,9 @@ impl Identity {
         let start = site.as_u128() % u128::from(SLOTS);
         let start = u16::try_from(start).context("a remainder of 44 fits")?;
         for slot in (0..SLOTS).map(|step| (start + step) % SLOTS) {
-            let Some(ports) = Ports::hold(slot)? else { continue };
+            let Some(ports) = Ports::hold(slot)? else {
+                continue;
+            };
             if !ports.all_free() {
                 continue;
             }
@@ -105,7 +107,10 @@ impl Ports {
         let name = format!("holdfast-ports-{slot}");
         let address = SocketAddr::from_abstract_name(name.as_bytes())?;
         match UnixListener::bind_addr(&address) {
-            Ok(held) => Ok(Some(Self { _held: held, first: Self::first_of(slot) })),
+            Ok(held) => Ok(Some(Self {
+                _held: held,
+                first: Self::first_of(slot),
+            })),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(None),
             Err(error) => Err(error).context("a block of ports cannot be reserved"),
         }
@@ -140,7 +145,10 @@ mod tests {
         let (_dir, state) = state();
         let (first, ports) = Identity::open_or_create(&state).expect("made");
         let range = ports.of_node(7);
-        assert!(Identity::open_or_create(&state).is_err(), "its ports are held");
+        assert!(
+            Identity::open_or_create(&state).is_err(),
+            "its ports are held"
+        );
         drop(ports);
         let (again, ports) = Identity::open_or_create(&state).expect("opened");
         assert_eq!((again, ports.of_node(7)), (first, range));

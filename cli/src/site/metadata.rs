@@ -70,10 +70,16 @@ impl Metadata {
             user: user.clone(),
             settings: Vec::new(),
         };
-        let postmaster = launch(&spec).await.context("the metadata PostgreSQL does not start")?;
+        let postmaster = launch(&spec)
+            .await
+            .context("the metadata PostgreSQL does not start")?;
         let stop = CancellationToken::new();
         let keeper = tokio::spawn(keep(spec, postmaster, stop.clone()));
-        Ok(Self { socket_dir, stop, keeper })
+        Ok(Self {
+            socket_dir,
+            stop,
+            keeper,
+        })
     }
 
     /// A pool of connections as the cluster's owner, by peer authentication.
@@ -142,7 +148,11 @@ fn major_of(data_dir: &Path) -> Result<Option<u16>> {
     match std::fs::read_to_string(data_dir.join("PG_VERSION")) {
         Ok(text) => {
             let major = text.trim().parse().ok();
-            ensure!(major.is_some(), "{} holds no PostgreSQL cluster", data_dir.display());
+            ensure!(
+                major.is_some(),
+                "{} holds no PostgreSQL cluster",
+                data_dir.display()
+            );
             Ok(major)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -169,7 +179,11 @@ async fn make_cluster(
 }
 
 fn configure(data_dir: &Path, socket_dir: &Path, user: &ServiceUser) -> Result<()> {
-    let socket = quote(socket_dir.to_str().context("the run directory's path must be text")?)?;
+    let socket = quote(
+        socket_dir
+            .to_str()
+            .context("the run directory's path must be text")?,
+    )?;
     let settings = format!(
         "# Written by Holdfast before every start.\n\
          listen_addresses = ''\n\
@@ -188,11 +202,17 @@ fn configure(data_dir: &Path, socket_dir: &Path, user: &ServiceUser) -> Result<(
          cluster_name = 'holdfast-metadata'\n"
     );
     let owner = user.agent_name();
-    ensure!(!owner.contains(['"', '\n']) && !owner.starts_with('/'), "odd user name {owner:?}");
+    ensure!(
+        !owner.contains(['"', '\n']) && !owner.starts_with('/'),
+        "odd user name {owner:?}"
+    );
     let files = [
         ("postgresql.conf", settings),
         ("postgresql.auto.conf", String::new()),
-        ("pg_hba.conf", format!("local all {AGENT_ROLE} peer map=site\n")),
+        (
+            "pg_hba.conf",
+            format!("local all {AGENT_ROLE} peer map=site\n"),
+        ),
         ("pg_ident.conf", format!("site \"{owner}\" {AGENT_ROLE}\n")),
     ];
     for (name, text) in files {
@@ -208,9 +228,15 @@ mod tests {
 
     #[tokio::test]
     async fn the_metadata_store_survives_its_postmaster_and_its_site() {
-        let dir = tempfile::Builder::new().prefix("holdfast-").tempdir().expect("a directory");
-        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))
-            .expect("ours");
+        let dir = tempfile::Builder::new()
+            .prefix("holdfast-")
+            .tempdir()
+            .expect("a directory");
+        std::fs::set_permissions(
+            dir.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o711),
+        )
+        .expect("ours");
         let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("there");
         let user = service_users::resolve().expect("a user").metadata;
         let run_dir = dir.path().join("run");
@@ -220,7 +246,9 @@ mod tests {
         let first = start().await.expect("made and started");
         let pool = first.pool();
         let mut session = pool.acquire().await.expect("answers");
-        sqlx::Connection::ping(&mut *session).await.expect("answers");
+        sqlx::Connection::ping(&mut *session)
+            .await
+            .expect("answers");
         drop(session);
         // As after kill -9 of the site: nobody stops it, and the next start finds it running.
         first.keeper.abort();

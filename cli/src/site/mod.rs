@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use uuid::Uuid;
 
-use self::identity::{Identity, Ports};
+use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
 use crate::run_record::{self, RunRecord};
@@ -104,7 +104,11 @@ pub async fn run(
     let api_listener = listen(options.listen).await?;
     let gateway_listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let gateway = Url::parse(&format!("https://{}", gateway_listener.local_addr()?))?;
-    let scheme = if options.insecure_http { "http" } else { "https" };
+    let scheme = if options.insecure_http {
+        "http"
+    } else {
+        "https"
+    };
     let url = format!("{scheme}://{}", api_listener.local_addr()?);
     let record = RunRecord::of_this_process(url.clone(), false)?;
     state_dir::write_json(&state.run_file(), &record)?;
@@ -130,8 +134,11 @@ pub async fn run(
 
     // Three tokens, because they stop in this order: no new requests; agents, which report to the
     // scheduler until they are gone; the scheduler.
-    let (stop_api, stop_agents, stop_scheduler) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let (stop_api, stop_agents, stop_scheduler) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
     let mut services: JoinSet<Result<&'static str>> = JoinSet::new();
     let tls = match options.insecure_http {
         true => None,
@@ -141,17 +148,31 @@ pub async fn run(
         }
     };
     let auth = token::accepted(state, &identity);
-    let api = holdfast_api::router(control_plane.clone(), auth, ApiConfig::new(Url::parse(&url)?))?;
+    let api = holdfast_api::router(
+        control_plane.clone(),
+        auth,
+        ApiConfig {
+            public_url: url,
+            ..ApiConfig::default()
+        },
+    )?;
     services.spawn({
-        let (tls, stop) = (tls.map(|it| (it.certificate_pem, it.key_pem)), stop_api.clone());
+        let (tls, stop) = (
+            tls.map(|it| (it.certificate_pem, it.key_pem)),
+            stop_api.clone(),
+        );
         async move {
-            holdfast_api::serve(api_listener, tls, api, stop).await.context("the API ended")?;
+            holdfast_api::serve(api_listener, tls, api, stop)
+                .await
+                .context("the API ended")?;
             Ok("the API")
         }
     });
     services.spawn({
         let (control_plane, stop) = (control_plane.clone(), stop_scheduler.clone());
-        let config = SchedulerConfig { gateway_names: LOOPBACK.map(str::to_owned).to_vec() };
+        let config = SchedulerConfig {
+            gateway_names: LOOPBACK.map(str::to_owned).to_vec(),
+        };
         async move {
             holdfast_scheduler::serve(control_plane, authority, config, gateway_listener, stop)
                 .await
@@ -181,7 +202,10 @@ pub async fn run(
     stop_scheduler.cancel();
     all_ended("services", &mut services, SERVICES_STOP_WITHIN).await;
     drop(control_plane);
-    if tokio::time::timeout(SERVICES_STOP_WITHIN, pool.close()).await.is_err() {
+    if tokio::time::timeout(SERVICES_STOP_WITHIN, pool.close())
+        .await
+        .is_err()
+    {
         tracing::warn!("connections to the metadata store are still in use");
     }
     metadata.stop().await;
@@ -209,7 +233,10 @@ async fn serve_until(
             state.log_file().display()
         ))
     })??;
-    let record = RunRecord { ready: true, ..record };
+    let record = RunRecord {
+        ready: true,
+        ..record
+    };
     state_dir::write_json(&state.run_file(), &record)?;
     ready(&record);
     shutdown.cancelled().await;
@@ -243,7 +270,8 @@ fn loopback_names(listen: SocketAddr) -> Vec<String> {
 
 async fn listen(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        let what = format!("{address} cannot be listened on ({error}): choose another with --listen");
+        let what =
+            format!("{address} cannot be listened on ({error}): choose another with --listen");
         crate::exit::Failure::Conflict(what).into()
     })
 }
@@ -257,7 +285,9 @@ async fn furnish(
 ) -> Result<()> {
     passage(&state.nodes_dir())?;
     private_dir(&state.vaults_dir())?;
-    control_plane.ensure_subscription(identity.subscription).await?;
+    control_plane
+        .ensure_subscription(identity.subscription)
+        .await?;
     let owner = RoleAssignment {
         principal: identity.administrator.to_string(),
         role: Role::Owner,
@@ -265,7 +295,10 @@ async fn furnish(
     };
     control_plane.assign_role(&owner).await?;
     let group = &identity.resource_group;
-    if !control_plane.resource_group_exists(identity.subscription, group).await? {
+    if !control_plane
+        .resource_group_exists(identity.subscription, group)
+        .await?
+    {
         let region = places.first().map(|place| place.region.as_str());
         let caller = Caller::service(Uuid::new_v4().to_string());
         control_plane
@@ -291,7 +324,12 @@ async fn admit(
     for (nth, place) in (0..).zip(places) {
         passage(&setting.node_dir(place))?;
         let token = control_plane
-            .issue_join_token(&place.node_name(), &place.region, place.zone.as_deref(), JOIN_TOKEN_LIFE)
+            .issue_join_token(
+                &place.node_name(),
+                &place.region,
+                place.zone.as_deref(),
+                JOIN_TOKEN_LIFE,
+            )
             .await?;
         write_secret(&setting.join_token_file(place), &token)?;
         let config = setting.config(nth, place);

@@ -58,7 +58,9 @@ pub fn vaults(state: &StateDir, identity: &Identity, place: &Place) -> Result<Ve
             let name = format!("{}/{zone}/{ordinal}", place.region);
             let dir = state.vaults_dir().join(&name);
             private_dir(&dir)?;
-            let url = Url::from_directory_path(&dir).ok().context("a state directory is absolute")?;
+            let url = Url::from_directory_path(&dir)
+                .ok()
+                .context("a state directory is absolute")?;
             Ok(Vault {
                 id: identity.vault_id(&name),
                 region: place.region.clone(),
@@ -122,12 +124,21 @@ mod tests {
 
     #[test]
     fn the_built_in_site_has_eight_nodes() {
-        let names: Vec<_> = places(&Site::built_in()).iter().map(Place::node_name).collect();
+        let names: Vec<_> = places(&Site::built_in())
+            .iter()
+            .map(Place::node_name)
+            .collect();
         assert_eq!(
             names,
             [
-                "eastus2-1", "eastus2-2", "eastus2-3", "centralus-1", "centralus-2", "centralus-3",
-                "northcentralus", "southcentralus"
+                "eastus2-1",
+                "eastus2-2",
+                "eastus2-3",
+                "centralus-1",
+                "centralus-2",
+                "centralus-3",
+                "northcentralus",
+                "southcentralus"
             ]
         );
     }

@@ -24,7 +24,10 @@ pub fn resolve() -> Result<ServiceUsers> {
         make(SERVERS);
     }
     let known: Vec<&str> = match geteuid().is_root() {
-        true => [SERVERS, METADATA].into_iter().filter(|name| exists(name).unwrap_or(false)).collect(),
+        true => [SERVERS, METADATA]
+            .into_iter()
+            .filter(|name| exists(name).unwrap_or(false))
+            .collect(),
         false => vec![SERVERS],
     };
     let (Some(servers), Some(metadata)) = (known.first(), known.last()) else {
@@ -38,26 +41,39 @@ pub fn resolve() -> Result<ServiceUsers> {
 
 /// Whether root would find a user for PostgreSQL; what `doctor` asks, without making one.
 pub fn available() -> Result<bool> {
-    Ok(!geteuid().is_root()
-        || exists(SERVERS)?
-        || exists(METADATA)?
-        || useradd().is_some())
+    Ok(!geteuid().is_root() || exists(SERVERS)? || exists(METADATA)? || useradd().is_some())
 }
 
 fn exists(name: &str) -> Result<bool> {
-    Ok(User::from_name(name).context("users cannot be looked up")?.is_some())
+    Ok(User::from_name(name)
+        .context("users cannot be looked up")?
+        .is_some())
 }
 
 fn useradd() -> Option<&'static str> {
-    ["/usr/sbin/useradd", "/sbin/useradd"].into_iter().find(|path| std::path::Path::new(path).exists())
+    ["/usr/sbin/useradd", "/sbin/useradd"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists())
 }
 
 /// Best effort: without it `postgres` does.
 fn make(name: &str) {
     let Some(useradd) = useradd() else { return };
     let made = Command::new(useradd)
-        .args(["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"])
-        .args(["--shell", "/usr/sbin/nologin", "--comment", "PostgreSQL servers of Holdfast", name])
+        .args([
+            "--system",
+            "--user-group",
+            "--no-create-home",
+            "--home-dir",
+            "/nonexistent",
+        ])
+        .args([
+            "--shell",
+            "/usr/sbin/nologin",
+            "--comment",
+            "PostgreSQL servers of Holdfast",
+            name,
+        ])
         .stdin(Stdio::null())
         .output();
     match made {

@@ -51,7 +51,10 @@ pub fn mint(state: &StateDir, identity: &Identity) -> Result<Token> {
         valid_for: LIFE,
     };
     let now = Clock::wall().now();
-    Ok(Token { text: open_issuer(state)?.mint(&wanted, now)?, expires: now + LIFE })
+    Ok(Token {
+        text: open_issuer(state)?.mint(&wanted, now)?,
+        expires: now + LIFE,
+    })
 }
 
 /// A name and no address: nobody fetches anything from there.
