@@ -1,0 +1,119 @@
+//! The multi-container set-up cannot be run where this is built, so its parts are read: the compose
+//! file by a YAML parser, its configuration files by the code that production loads them with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use holdfast::config;
+use holdfast_tests::metadata::workspace;
+use serde_json::Value;
+
+const FILES: [(&str, &str); 4] = [
+    ("api.toml", "api"),
+    ("scheduler.toml", "scheduler"),
+    ("agent-eastus2-1.toml", "agent"),
+    ("agent-centralus-1.toml", "agent"),
+];
+
+fn compose() -> Result<Value> {
+    let text = std::fs::read_to_string(workspace().join("docker-compose.yml"))?;
+    serde_saphyr::from_str(&text).context("docker-compose.yml")
+}
+
+/// A service with what it inherits by `<<`, whether or not the parser merged it.
+fn service(compose: &Value, name: &str) -> Result<BTreeMap<String, Value>> {
+    let own = compose["services"][name].as_object().with_context(|| format!("no {name}"))?;
+    let mut all: BTreeMap<String, Value> = own
+        .get("<<")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    all.extend(own.iter().map(|(key, value)| (key.clone(), value.clone())));
+    Ok(all)
+}
+
+#[test]
+fn the_compose_file_has_a_store_an_api_a_scheduler_and_agents_in_two_regions() -> Result<()> {
+    let compose = compose()?;
+    let services: BTreeSet<&str> =
+        compose["services"].as_object().context("services")?.keys().map(String::as_str).collect();
+    assert_eq!(
+        services,
+        BTreeSet::from(["metadata", "api", "scheduler", "agent-eastus2-1", "agent-centralus-1"])
+    );
+    for name in services {
+        let service = service(&compose, name)?;
+        assert!(service.contains_key("healthcheck"), "{name} has a health check");
+        let declared = compose["volumes"].as_object().context("volumes")?;
+        for volume in service.get("volumes").and_then(Value::as_array).into_iter().flatten() {
+            let source = volume.as_str().and_then(|text| text.split(':').next()).unwrap_or("");
+            let file = source.strip_prefix("./");
+            let known = declared.contains_key(source)
+                || file.is_some_and(|file| workspace().join(file).exists());
+            assert!(known, "{name}: {source} is a declared volume or a file");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_ours_in_containers_runs_without_rights_that_it_does_not_need() -> Result<()> {
+    let compose = compose()?;
+    for name in ["api", "scheduler", "agent-eastus2-1", "agent-centralus-1"] {
+        let service = service(&compose, name)?;
+        assert_eq!(service.get("read_only"), Some(&Value::Bool(true)), "{name}");
+        assert_eq!(service.get("cap_drop"), Some(&serde_json::json!(["ALL"])), "{name}");
+    }
+    let dockerfile = std::fs::read_to_string(workspace().join("Dockerfile"))?;
+    let last = |word: &str| dockerfile.lines().rev().find(|line| line.starts_with(word));
+    let user = last("USER").context("the image says who it runs as")?;
+    assert!(!user.contains("root") && !user.ends_with(" 0"), "{user}");
+    assert!(last("ENTRYPOINT").is_some_and(|line| line.contains("tini")), "the image has an init");
+    Ok(())
+}
+
+#[test]
+fn each_container_is_given_a_configuration_file_that_its_part_accepts() -> Result<()> {
+    let compose = compose()?;
+    for (file, kind) in FILES {
+        let path = workspace().join("deploy").join(file);
+        let loaded = config::load_with(&path, &[]).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        assert_eq!(loaded.kind(), kind, "{file}");
+        let mounted = ["api", "scheduler", "agent-eastus2-1", "agent-centralus-1"].iter().any(|name| {
+            service(&compose, name).is_ok_and(|service| {
+                let command = service.get("command").map(ToString::to_string).unwrap_or_default();
+                let volumes = service.get("volumes").map(ToString::to_string).unwrap_or_default();
+                volumes.contains(&format!("./deploy/{file}:")) && command.contains(&format!("\"{kind}\""))
+            })
+        });
+        assert!(mounted, "{file} is mounted where `serve {kind}` runs");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_key_that_nobody_reads_is_refused_by_name() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (file, kind) in FILES {
+        let good = std::fs::read_to_string(workspace().join("deploy").join(file))?;
+        let section = format!("[{kind}]\n");
+        let bad = good.replacen(&section, &format!("{section}retenion_days = 7\n"), 1);
+        assert_ne!(good, bad, "{file} has a section [{kind}]");
+        let path = folder.path().join(file);
+        std::fs::write(&path, bad)?;
+        let refused = config::load_with(&path, &[]).err().context("it was accepted")?.to_string();
+        assert!(refused.contains("retenion_days"), "{file}: {refused}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_environment_wins_over_the_file() -> Result<()> {
+    let path = workspace().join("deploy/api.toml");
+    let wrong = config::load_with(&path, &[("HOLDFAST__API__LISTEN", "nowhere")]);
+    let refused = wrong.err().context("the override was not seen")?.to_string();
+    assert!(refused.contains("listen"), "{refused}");
+    Ok(())
+}
