@@ -37,8 +37,14 @@ impl TestNode {
         Self { root, node }
     }
 
-    /// The next life of the same machine: nothing of the last one's memory.
+    /// The next life of the same machine: nothing of the last one's memory, its receivers gone, its
+    /// postmasters ended without a shutdown.
     pub(crate) async fn open_again(&mut self) {
+        for server in self.node.servers() {
+            if let Some(stream) = server.stream() {
+                stream.close().await;
+            }
+        }
         self.node = Node::open(config(self.root.path()), Clock::system()).await.expect("opened");
     }
 
