@@ -6,6 +6,7 @@ create table node (
     region       text not null,
     zone         text,
     host         text not null,
+    socket_root  text,
     majors       jsonb not null,
     port_first   integer not null,
     port_last    integer not null,
@@ -24,6 +25,7 @@ comment on column node.name is 'What operators call it; a node that joins again 
 comment on column node.region is 'Canonical; bound by the join token.';
 comment on column node.zone is 'Bound by the join token; null where the region has none.';
 comment on column node.host is 'What clients on its network call it.';
+comment on column node.socket_root is 'A server''s socket directory on the node is socket_root/port.';
 comment on column node.majors is 'PostgreSQL major to newest minor found there.';
 comment on column node.port_first is 'First port that its servers may use.';
 comment on column node.port_last is 'Last port that its servers may use.';

@@ -49,6 +49,7 @@ create unique index backup_name_on_its_server on backup (subscription_id, server
     where state in ('requested', 'running', 'complete') and hidden_at is null;
 create unique index backup_one_open_automatic on backup (subscription_id, incarnation_id)
     where kind = 'automatic' and state in ('requested', 'running');
+create index backup_by_id on backup (id);
 create index backup_of_server on backup (subscription_id, server_id, state);
 create index backup_of_incarnation on backup (subscription_id, incarnation_id, state);
 create index backup_to_prune on backup (delete_after) where state = 'expiring';

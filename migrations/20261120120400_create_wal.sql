@@ -21,7 +21,7 @@ create table wal_object (
     constraint wal_object_is_a_range check (timeline > 0 and 0 <= range_start and range_start < range_end),
     constraint wal_object_unlinked_says_until_when check ((state = 'durable') = (delete_after is null))
 );
-create index wal_object_in_order on wal_object (subscription_id, incarnation_id, timeline, range_end)
+create index wal_object_in_order on wal_object (subscription_id, incarnation_id, range_end)
     where state = 'durable';
 create index wal_object_to_prune on wal_object (subscription_id, incarnation_id, delete_after)
     where state <> 'durable';

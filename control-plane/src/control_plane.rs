@@ -6,7 +6,7 @@ use holdfast_domain::region::Site;
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
-use crate::{Clock, Error, Hints, Policy, Result};
+use crate::{Clock, Hints, Policy, Result};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
@@ -23,7 +23,7 @@ struct Inner {
 
 impl ControlPlane {
     /// # Errors
-    /// [`Error::Unavailable`] when the store does not answer.
+    /// [`crate::Error::Unavailable`] when the store does not answer.
     pub async fn connect(pool: PgPool, clock: Clock, site: Site, policy: Policy) -> Result<Self> {
         sqlx::query("select 1").execute(&pool).await?;
         Ok(Self(Arc::new(Inner { pool, clock, hints: Hints::new(), site, policy })))
@@ -32,7 +32,7 @@ impl ControlPlane {
     /// Brings the schema up to date. Forward only; several processes may do it at once.
     ///
     /// # Errors
-    /// [`Error::Migration`].
+    /// [`crate::Error::Migration`].
     pub async fn migrate(pool: &PgPool) -> Result<()> {
         Ok(MIGRATIONS.run(pool).await?)
     }
@@ -40,7 +40,7 @@ impl ControlPlane {
     /// Whether the store answers and has exactly our schema: readiness.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
+    /// [`crate::Error::Unavailable`].
     pub async fn check_schema(&self) -> Result<bool> {
         let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as(
             "select version, checksum from _sqlx_migrations where success order by version",

@@ -1,7 +1,46 @@
-//! Duty.
-use crate::{ControlPlane, Error, Result};
+//! Duty: whatever is overdue ends. Every job and operation reaches a terminal state (RELIABILITY §0.9).
+
+use holdfast_domain::job::{JobError, JobState};
+
+use crate::store::{self, Hold};
+use crate::transaction::Unit;
+use crate::{ControlPlane, Result, job, rescue};
 
 impl ControlPlane {
-    /// Looks at the whole state, decides, writes, and answers how much it did.
-    pub async fn enforce_deadlines(&self) -> Result<usize> { Err(Error::Corrupt("not yet".into())) }
+    /// Ends jobs past their deadline, and flushes that wait for a node that fell silent: a restore of
+    /// the latest state goes on with what is durable. Operations past theirs end when they advance.
+    ///
+    /// # Errors
+    /// Only the store's.
+    pub async fn enforce_deadlines(&self) -> Result<usize> {
+        let now = self.clock().now();
+        let overdue = {
+            let mut conn = self.pool().acquire().await?;
+            store::job::overdue(&mut conn, now, store::node::silent_since(now)).await?
+        };
+        let error = JobError {
+            code: "DeadlinePassed".to_owned(),
+            message: "The work was not finished in time. Look at the server's node and try again."
+                .to_owned(),
+            retryable: false,
+        };
+        let mut ended = 0;
+        for late in overdue {
+            let Some(mut unit) = Unit::begin(self).await?.holding(late).await? else {
+                continue;
+            };
+            let Some(job) = store::job::get(unit.conn(), late.0, Hold::Update).await? else {
+                continue;
+            };
+            let open = matches!(job.state, JobState::Queued | JobState::Leased);
+            if !open || (job.deadline > now && job.state == JobState::Leased) {
+                continue;
+            }
+            rescue::failed(self, &mut unit, &job, &error, None).await?;
+            job::follow(self, &mut unit, &job).await?;
+            unit.commit().await?;
+            ended += 1;
+        }
+        Ok(ended)
+    }
 }

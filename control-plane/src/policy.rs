@@ -16,6 +16,8 @@ pub struct Policy {
     pub activity_kept: TimeDelta,
     /// How long a restore of the latest state waits for its source to flush.
     pub flush: TimeDelta,
+    /// How long a node may take to remove what a failed create left there.
+    pub clear_away: TimeDelta,
     pub max_attempts: u32,
 }
 
@@ -28,6 +30,7 @@ impl Default for Policy {
             idempotency: TimeDelta::minutes(10),
             activity_kept: TimeDelta::days(90),
             flush: TimeDelta::minutes(10),
+            clear_away: TimeDelta::days(30),
             max_attempts: 10,
         }
     }

@@ -1,10 +1,19 @@
 //! Who was given which role where.
+
 use holdfast_domain::role::RoleAssignment;
 
-use crate::{ControlPlane, Error, Result};
+use crate::{ControlPlane, Result, store};
 
 impl ControlPlane {
-    pub async fn assign_role(&self, _assignment: &RoleAssignment) -> Result<()> { Err(Error::Corrupt("not yet".into())) }
+    /// Gives a principal a role on a scope. Any number of times.
+    pub async fn assign_role(&self, assignment: &RoleAssignment) -> Result<()> {
+        let mut conn = self.pool().acquire().await?;
+        store::lock::assign(&mut conn, assignment).await
+    }
+
     /// Those of a caller and of its groups.
-    pub async fn assignments_of(&self, _principals: &[String]) -> Result<Vec<RoleAssignment>> { Err(Error::Corrupt("not yet".into())) }
+    pub async fn assignments_of(&self, principals: &[String]) -> Result<Vec<RoleAssignment>> {
+        let mut conn = self.pool().acquire().await?;
+        store::lock::assignments_of(&mut conn, principals).await
+    }
 }

@@ -1,19 +1,59 @@
 //! Servers: created, changed, started, stopped, dropped, looked at.
-use std::path::PathBuf;
+
+use std::path::{Path, PathBuf};
+
 use chrono::{DateTime, Utc};
-use holdfast_domain::SubscriptionId;
 use holdfast_domain::activity::Caller;
+use holdfast_domain::backup::BackupKind;
 use holdfast_domain::job::Power;
-use holdfast_domain::server::{Server, ServerWish};
+use holdfast_domain::lock::Verb;
+use holdfast_domain::operation::OperationKind;
+use holdfast_domain::region::canonical;
+use holdfast_domain::resource_id::ServerResourceId;
+use holdfast_domain::restore::bounds;
+use holdfast_domain::server::{Server, ServerSettings, ServerState, ServerWish, create, patch};
+use holdfast_domain::{IncarnationId, OperationId, Refusal, ServerId, SubscriptionId, name};
 
-use crate::{Accepted, ControlPlane, Error, Idempotency, Page, PageRequest, Result};
+use crate::error::violated;
+use crate::idempotency::replay;
+use crate::operation::{Ask, accept, reread};
+use crate::placement::{self, Place};
+use crate::store::catalogue::Depth;
+use crate::store::incarnation::Incarnation;
+use crate::store::operation::Input;
+use crate::store::{self, Hold};
+use crate::transaction::Unit;
+use crate::{
+    Accepted, ControlPlane, Error, Idempotency, Page, PageRequest, Result, advance, lock, rescue,
+};
 
-/// A server as callers name it; case does not matter.
+/// A server as callers name it; case does not matter and is echoed.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerRef<'a> {
     pub subscription: SubscriptionId,
     pub group: &'a str,
     pub name: &'a str,
+}
+
+impl ServerRef<'_> {
+    /// Its resource id, in the caller's case.
+    #[must_use]
+    pub fn id(&self) -> String {
+        ServerResourceId {
+            subscription: self.subscription,
+            group: self.group.to_owned(),
+            name: self.name.to_owned(),
+        }
+        .to_string()
+    }
+
+    pub(crate) fn not_found(&self) -> Refusal {
+        Refusal::ResourceNotFound {
+            kind: "Microsoft.DBforPostgreSQL/flexibleServers",
+            name: self.name.to_owned(),
+            group: self.group.to_owned(),
+        }
+    }
 }
 
 /// A PUT's create mode, as far as it is not a restore.
@@ -23,7 +63,7 @@ pub enum PutMode {
     Create,
     /// New, or an update of what is there.
     Default,
-    /// What is there, or nothing.
+    /// An update of what is there; nothing is made.
     Update,
 }
 
@@ -34,6 +74,8 @@ pub struct ServerView {
     pub latest_restore: Option<DateTime<Utc>>,
     /// What a client on its node's network calls that node.
     pub host: Option<String>,
+    /// On that node itself.
+    pub socket_dir: Option<PathBuf>,
 }
 
 /// How a client reaches a server.
@@ -42,20 +84,476 @@ pub struct ConnectionView {
     pub server: Server,
     pub host: String,
     pub port: u16,
-    /// On the node itself. The cli knows where its agent keeps sockets; the store does not.
+    /// On the server's node itself.
     pub socket_dir: Option<PathBuf>,
     pub administrator_login: String,
 }
 
 impl ControlPlane {
-    pub async fn put_server(&self, _caller: &Caller, _at: ServerRef<'_>, _wish: &ServerWish, _mode: PutMode, _idem: &Idempotency) -> Result<Accepted> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn update_server(&self, _caller: &Caller, _at: ServerRef<'_>, _wish: &ServerWish, _client_defaults_geo: bool, _idem: &Idempotency) -> Result<Accepted> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn power_server(&self, _caller: &Caller, _at: ServerRef<'_>, _to: Power, _idem: &Idempotency) -> Result<Accepted> { Err(Error::Corrupt("not yet".into())) }
-    /// None: there is no such server.
-    pub async fn delete_server(&self, _caller: &Caller, _at: ServerRef<'_>, _idem: &Idempotency) -> Result<Option<Accepted>> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn get_server(&self, _at: ServerRef<'_>) -> Result<ServerView> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn list_servers_of_group(&self, _subscription: SubscriptionId, _group: &str, _page: &PageRequest) -> Result<Page<ServerView>> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn list_servers(&self, _subscription: SubscriptionId, _page: &PageRequest) -> Result<Page<ServerView>> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn server_connection(&self, _at: ServerRef<'_>) -> Result<ConnectionView> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn server_name_available(&self, _name: &str) -> Result<bool> { Err(Error::Corrupt("not yet".into())) }
+    /// PUT: a new server, or an update of the one that is there.
+    ///
+    /// # Errors
+    /// What the domain refuses; a taken name; a lock; no capacity.
+    pub async fn put_server(
+        &self,
+        caller: &Caller,
+        at: ServerRef<'_>,
+        wish: &ServerWish,
+        mode: PutMode,
+        idem: &Idempotency,
+    ) -> Result<Accepted> {
+        let mut unit = Unit::begin(self).await?;
+        let id = OperationId::new();
+        if let Some(first) = replay(self, &mut unit, caller, at.subscription, idem, id).await? {
+            return Ok(first);
+        }
+        group_of(&mut unit, at).await?;
+        let found = store::server::find(unit.conn(), at, Hold::Update).await?;
+        let operation = match (found, mode) {
+            (Some(server), PutMode::Create) => {
+                let open = store::operation::exclusive_open(unit.conn(), at.subscription, server.id);
+                return Err(if open.await? {
+                    Refusal::ServerIsBusy { server: server.name }
+                } else {
+                    Refusal::ServerNameAlreadyExists { name: server.name }
+                }
+                .into());
+            }
+            (Some(server), _) => {
+                self.change(&mut unit, caller, at, server, wish, false, idem.method, id).await?
+            }
+            (None, PutMode::Update) => return Err(at.not_found().into()),
+            (None, _) => self.create(&mut unit, caller, at, wish, idem.method, id).await?,
+        };
+        unit.commit().await?;
+        Ok(operation)
+    }
+
+    async fn create(
+        &self,
+        unit: &mut Unit,
+        caller: &Caller,
+        at: ServerRef<'_>,
+        wish: &ServerWish,
+        method: &'static str,
+        id: OperationId,
+    ) -> Result<Accepted> {
+        name::new_server(at.name)?;
+        lock::allow(unit, at.subscription, &at.id(), Verb::Write).await?;
+        let location = wish
+            .location
+            .as_deref()
+            .ok_or_else(|| Refusal::invalid("location", "Give the location."))?;
+        let region = self.region(location)?;
+        let nodes = placement::nodes(unit).await?;
+        let settings = create(wish, region, &placement::majors(&nodes, &region.name))?;
+        let zone = settings.zone.as_deref();
+        let (major, redundancy) = (settings.major, settings.redundancy);
+        let place =
+            placement::find(unit, &nodes, &region.name, zone, None, major, redundancy).await?;
+        let server = found(unit, at, &region.name, settings, place).await?;
+        let input =
+            Input::Create { administrator_password: wish.administrator_password.clone() };
+        let ask = Ask {
+            id,
+            kind: OperationKind::CreateServer,
+            caller,
+            method,
+            server: &server,
+            backup: None,
+            resource_id: at.id(),
+            input: Some(input),
+        };
+        self.accept_and_begin(unit, ask).await
+    }
+
+    /// Accepts an operation and takes its first step in the same transaction.
+    pub(crate) async fn accept_and_begin(&self, unit: &mut Unit, ask: Ask<'_>) -> Result<Accepted> {
+        let record = accept(unit, ask).await?;
+        advance::step(self, unit, &record).await?;
+        Ok(Accepted { operation: reread(unit, &record).await?, replayed: false })
+    }
+
+    /// PATCH: retention, tags, storage growth, sku, maintenance window.
+    ///
+    /// `client_defaults_geo`: the client's api-version says `geoRedundantBackup: "Disabled"` unasked.
+    ///
+    /// # Errors
+    /// What the domain refuses; a lock; another operation under way.
+    pub async fn update_server(
+        &self,
+        caller: &Caller,
+        at: ServerRef<'_>,
+        wish: &ServerWish,
+        client_defaults_geo: bool,
+        idem: &Idempotency,
+    ) -> Result<Accepted> {
+        let mut unit = Unit::begin(self).await?;
+        let id = OperationId::new();
+        if let Some(first) = replay(self, &mut unit, caller, at.subscription, idem, id).await? {
+            return Ok(first);
+        }
+        let server = living(&mut unit, at, Hold::Update).await?;
+        let geo = client_defaults_geo;
+        let accepted =
+            self.change(&mut unit, caller, at, server, wish, geo, idem.method, id).await?;
+        unit.commit().await?;
+        Ok(accepted)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a private step of two use cases")]
+    async fn change(
+        &self,
+        unit: &mut Unit,
+        caller: &Caller,
+        at: ServerRef<'_>,
+        mut server: Server,
+        wish: &ServerWish,
+        client_defaults_geo: bool,
+        method: &'static str,
+        id: OperationId,
+    ) -> Result<Accepted> {
+        lock::allow(unit, at.subscription, &at.id(), Verb::Write).await?;
+        if let Some(location) = &wish.location
+            && canonical(location) != server.region
+        {
+            return Err(Refusal::InvalidResourceLocation {
+                current: server.region,
+                asked: location.clone(),
+            }
+            .into());
+        }
+        settled(unit, &server, &[ServerState::Ready, ServerState::Stopped], "Ready or Stopped").await?;
+        let settings = patch(wish, &server.settings, client_defaults_geo)?;
+        if wish.administrator_password.is_some() {
+            // It would have to be told to the server itself, and never be taken for done when it is not.
+            return Err(Refusal::NotSupported(format!(
+                "The administrator's password of server '{}' cannot be changed here yet. Leave administratorLoginPassword out and use ALTER ROLE ... PASSWORD on the server.",
+                server.name
+            ))
+            .into());
+        }
+        server.settings = settings;
+        let state = server.state;
+        store::server::update(unit.conn(), &server, state).await?;
+        let ask = Ask {
+            id,
+            kind: OperationKind::UpdateServer,
+            caller,
+            method,
+            server: &server,
+            backup: None,
+            resource_id: at.id(),
+            input: None,
+        };
+        self.accept_and_begin(unit, ask).await
+    }
+
+    /// Start, stop or restart.
+    ///
+    /// # Errors
+    /// The server is in no state for it, or busy; a lock.
+    pub async fn power_server(
+        &self,
+        caller: &Caller,
+        at: ServerRef<'_>,
+        to: Power,
+        idem: &Idempotency,
+    ) -> Result<Accepted> {
+        let mut unit = Unit::begin(self).await?;
+        let id = OperationId::new();
+        if let Some(first) = replay(self, &mut unit, caller, at.subscription, idem, id).await? {
+            return Ok(first);
+        }
+        let mut server = living(&mut unit, at, Hold::Update).await?;
+        lock::allow(&mut unit, at.subscription, &at.id(), Verb::Write).await?;
+        let (from, wanted, during, kind) = match to {
+            Power::Running => {
+                (ServerState::Stopped, "Stopped", ServerState::Starting, OperationKind::StartServer)
+            }
+            Power::Stopped => {
+                (ServerState::Ready, "Ready", ServerState::Stopping, OperationKind::StopServer)
+            }
+            Power::Restarted => {
+                (ServerState::Ready, "Ready", ServerState::Updating, OperationKind::RestartServer)
+            }
+        };
+        settled(&mut unit, &server, &[from], wanted).await?;
+        if to != Power::Running {
+            self.end_automatic_backup(&mut unit, &server).await?;
+        }
+        server.state = during;
+        store::server::update(unit.conn(), &server, from).await?;
+        let ask = Ask {
+            id,
+            kind,
+            caller,
+            method: idem.method,
+            server: &server,
+            backup: None,
+            resource_id: at.id(),
+            input: Some(Input::Power { to }),
+        };
+        let accepted = self.accept_and_begin(&mut unit, ask).await?;
+        unit.commit().await?;
+        Ok(accepted)
+    }
+
+    /// Drops a server. Its backups stay for five days (DESIGN §3.15), its name is free when it is gone.
+    /// `None`: there is no such server.
+    ///
+    /// # Errors
+    /// A lock; another operation or an on-demand backup under way.
+    pub async fn delete_server(
+        &self,
+        caller: &Caller,
+        at: ServerRef<'_>,
+        idem: &Idempotency,
+    ) -> Result<Option<Accepted>> {
+        let mut unit = Unit::begin(self).await?;
+        let id = OperationId::new();
+        if let Some(first) = replay(self, &mut unit, caller, at.subscription, idem, id).await? {
+            return Ok(Some(first));
+        }
+        let Some(mut server) = store::server::find(unit.conn(), at, Hold::Update).await? else {
+            return Ok(None);
+        };
+        lock::allow(&mut unit, at.subscription, &at.id(), Verb::Delete).await?;
+        let states = [ServerState::Ready, ServerState::Stopped, ServerState::Dropping];
+        settled(&mut unit, &server, &states, "Ready or Stopped").await?;
+        self.end_automatic_backup(&mut unit, &server).await?;
+        let from = std::mem::replace(&mut server.state, ServerState::Dropping);
+        store::server::update(unit.conn(), &server, from).await?;
+        let ask = Ask {
+            id,
+            kind: OperationKind::DeleteServer,
+            caller,
+            method: idem.method,
+            server: &server,
+            backup: None,
+            resource_id: at.id(),
+            input: None,
+        };
+        let accepted = self.accept_and_begin(&mut unit, ask).await?;
+        unit.commit().await?;
+        Ok(Some(accepted))
+    }
+
+    /// Stop, restart and delete cancel a running automatic backup; an on-demand one is waited for
+    /// (DESIGN §2, "what excludes what").
+    async fn end_automatic_backup(&self, unit: &mut Unit, server: &Server) -> Result<()> {
+        let open = store::backup::open(unit.conn(), server.subscription, server.id).await?;
+        if open.iter().any(|backup| backup.kind == BackupKind::OnDemand) {
+            return Err(Refusal::ServerIsBusy { server: server.name.clone() }.into());
+        }
+        for job in store::job::open_of_server(unit.conn(), server.subscription, server.id).await? {
+            if job.backup.is_some() {
+                rescue::cancel(self, unit, &job).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`Refusal::ResourceNotFound`].
+    pub async fn get_server(&self, at: ServerRef<'_>) -> Result<ServerView> {
+        let mut unit = Unit::begin(self).await?;
+        let server = living(&mut unit, at, Hold::None).await?;
+        let mut views = views(&mut unit, vec![server]).await?;
+        views.pop().ok_or_else(|| at.not_found().into())
+    }
+
+    /// In the order of their names.
+    ///
+    /// # Errors
+    /// [`Refusal::ResourceGroupNotFound`].
+    pub async fn list_servers_of_group(
+        &self,
+        subscription: SubscriptionId,
+        group: &str,
+        page: &PageRequest,
+    ) -> Result<Page<ServerView>> {
+        self.get_resource_group(subscription, group).await?;
+        self.list(subscription, Some(group), page).await
+    }
+
+    /// In the order of their names.
+    ///
+    /// # Errors
+    /// Only the store's.
+    pub async fn list_servers(
+        &self,
+        subscription: SubscriptionId,
+        page: &PageRequest,
+    ) -> Result<Page<ServerView>> {
+        self.list(subscription, None, page).await
+    }
+
+    async fn list(
+        &self,
+        subscription: SubscriptionId,
+        group: Option<&str>,
+        page: &PageRequest,
+    ) -> Result<Page<ServerView>> {
+        let mut unit = Unit::begin(self).await?;
+        let (after, limit) = (page.after.as_deref(), i64::from(page.limit) + 1);
+        let servers = store::server::list(unit.conn(), subscription, group, after, limit).await?;
+        let page = Page::of(servers, page.limit, |server| server.name.clone());
+        Ok(Page { items: views(&mut unit, page.items).await?, next: page.next })
+    }
+
+    /// # Errors
+    /// [`Refusal::ResourceNotFound`]; [`Refusal::ServerIsNotReady`] before it has a place.
+    pub async fn server_connection(&self, at: ServerRef<'_>) -> Result<ConnectionView> {
+        let view = self.get_server(at).await?;
+        let (Some(host), Some(port)) = (view.host, view.server.port) else {
+            return Err(Refusal::ServerIsNotReady {
+                server: view.server.name,
+                state: view.server.state,
+                wanted: "Ready",
+            }
+            .into());
+        };
+        Ok(ConnectionView {
+            host,
+            port,
+            socket_dir: view.socket_dir,
+            administrator_login: view.server.settings.administrator_login.clone(),
+            server: view.server,
+        })
+    }
+
+    /// Whether a new server could have this name. Names are unique over the installation.
+    ///
+    /// # Errors
+    /// [`Refusal::InvalidResourceName`].
+    pub async fn server_name_available(&self, name: &str) -> Result<bool> {
+        name::new_server(name)?;
+        let mut conn = self.pool().acquire().await?;
+        Ok(!store::server::name_is_taken(&mut conn, name).await?)
+    }
+}
+
+/// A missing group is said before a missing server (contract, other-apis §3).
+pub(crate) async fn group_of(unit: &mut Unit, at: ServerRef<'_>) -> Result<()> {
+    store::resource_group::get(unit.conn(), at.subscription, at.group)
+        .await?
+        .map(|_| ())
+        .ok_or_else(|| Refusal::ResourceGroupNotFound(at.group.to_owned()).into())
+}
+
+pub(crate) async fn living(unit: &mut Unit, at: ServerRef<'_>, hold: Hold) -> Result<Server> {
+    if let Some(server) = store::server::find(unit.conn(), at, hold).await? {
+        return Ok(server);
+    }
+    group_of(unit, at).await?;
+    Err(at.not_found().into())
+}
+
+/// Refuses unless the server is at rest in one of these states. Busy is said before not ready.
+async fn settled(
+    unit: &mut Unit,
+    server: &Server,
+    states: &[ServerState],
+    wanted: &'static str,
+) -> Result<()> {
+    if store::operation::exclusive_open(unit.conn(), server.subscription, server.id).await? {
+        return Err(Refusal::ServerIsBusy { server: server.name.clone() }.into());
+    }
+    if !states.contains(&server.state) {
+        return Err(Refusal::ServerIsNotReady {
+            server: server.name.clone(),
+            state: server.state,
+            wanted,
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// A new server with its name and its first life.
+pub(crate) async fn found(
+    unit: &mut Unit,
+    at: ServerRef<'_>,
+    region: &str,
+    settings: ServerSettings,
+    place: Place,
+) -> Result<Server> {
+    let now = unit.now();
+    let group = store::resource_group::get(unit.conn(), at.subscription, at.group)
+        .await?
+        .ok_or_else(|| Refusal::ResourceGroupNotFound(at.group.to_owned()))?;
+    let server = Server {
+        id: ServerId::new(),
+        subscription: at.subscription,
+        group: group.name,
+        name: at.name.to_owned(),
+        region: region.to_owned(),
+        state: ServerState::Provisioning,
+        settings,
+        is_replica: false,
+        node: Some(place.node),
+        placed_zone: place.zone,
+        port: Some(place.port),
+        minor_version: None,
+        incarnation: Some(IncarnationId::new()),
+        created_at: now,
+        stopped_at: None,
+        dropped_at: None,
+        restorable_until: None,
+    };
+    let taken = || Error::from(Refusal::ServerNameAlreadyExists { name: server.name.clone() });
+    match store::server::insert(unit.conn(), &server).await {
+        Err(Error::Database(error)) if violated(&error) == Some("server_living_name") => {
+            return Err(taken());
+        }
+        other => other?,
+    }
+    if !store::server::take_name(unit.conn(), &server).await? {
+        return Err(taken());
+    }
+    if let Some(id) = server.incarnation {
+        let incarnation = Incarnation {
+            subscription: server.subscription,
+            id,
+            server: server.id,
+            vaults: place.vaults,
+            ready_at: None,
+            wrapped_key: None,
+        };
+        store::incarnation::insert(unit.conn(), &incarnation, now).await?;
+    }
+    Ok(server)
+}
+
+/// What callers see of servers: four more queries, however many servers there are.
+async fn views(unit: &mut Unit, servers: Vec<Server>) -> Result<Vec<ServerView>> {
+    let now = unit.now();
+    let lives: Vec<(SubscriptionId, IncarnationId)> = servers
+        .iter()
+        .filter_map(|server| Some((server.subscription, server.incarnation?)))
+        .collect();
+    let catalogues = store::catalogue::load_many(unit.conn(), &lives, Depth::Newest).await?;
+    let nodes = store::node::all(unit.conn(), now).await?;
+    Ok(servers
+        .into_iter()
+        .map(|server| {
+            let bounds = server
+                .incarnation
+                .and_then(|id| catalogues.get(&id))
+                .and_then(|catalogue| {
+                    bounds(catalogue, server.settings.retention, server.window_end(now))
+                });
+            let host = nodes.iter().find(|node| Some(node.node.id) == server.node);
+            ServerView {
+                earliest_restore: bounds.map(|bounds| bounds.earliest),
+                latest_restore: bounds.map(|bounds| bounds.latest),
+                host: host.map(|node| node.host.clone()),
+                socket_dir: host.and_then(|node| {
+                    Some(Path::new(node.socket_root.as_ref()?).join(server.port?.to_string()))
+                }),
+                server,
+            }
+        })
+        .collect())
 }

@@ -1,9 +1,18 @@
 //! Subscriptions: the tenant's boundary.
+
 use holdfast_domain::SubscriptionId;
 
-use crate::{ControlPlane, Error, Result};
+use crate::{ControlPlane, Result, store};
 
 impl ControlPlane {
-    pub async fn ensure_subscription(&self, _id: SubscriptionId) -> Result<()> { Err(Error::Corrupt("not yet".into())) }
-    pub async fn subscription_exists(&self, _id: SubscriptionId) -> Result<bool> { Err(Error::Corrupt("not yet".into())) }
+    /// Makes the subscription if there is none of this id.
+    pub async fn ensure_subscription(&self, id: SubscriptionId) -> Result<()> {
+        let mut conn = self.pool().acquire().await?;
+        store::resource_group::ensure_subscription(&mut conn, id, self.clock().now()).await
+    }
+
+    pub async fn subscription_exists(&self, id: SubscriptionId) -> Result<bool> {
+        let mut conn = self.pool().acquire().await?;
+        store::resource_group::subscription_exists(&mut conn, id).await
+    }
 }

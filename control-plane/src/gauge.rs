@@ -1,0 +1,92 @@
+//! What an installation measures about itself, read at each scrape; nothing is counted on the side.
+//!
+//! A server that never had a backup is here too: an alert needs the line before the first backup
+//! does not come (DESIGN §7).
+
+use chrono::{DateTime, TimeDelta, Utc};
+use holdfast_domain::node::{NodeState, SILENT_AFTER_S};
+use holdfast_domain::resource_id::ServerResourceId;
+
+use crate::store::gauge;
+use crate::{ControlPlane, PageRequest, Result};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerGauge {
+    /// The server's resource id.
+    pub server: String,
+    pub earliest: Option<DateTime<Utc>>,
+    pub latest: Option<DateTime<Utc>>,
+    /// What would be lost now; it stands still while the server is stopped. Since creation when
+    /// there is no backup yet.
+    pub recovery_point_age: TimeDelta,
+    pub last_backup_success: Option<DateTime<Utc>>,
+    pub last_backup_failure: Option<DateTime<Utc>>,
+    /// In the store, as it is paid for.
+    pub backup_bytes: u64,
+    pub wal_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gauges {
+    pub servers: Vec<ServerGauge>,
+    pub operations_in_progress: u64,
+    /// Jobs that are not over, by state.
+    pub jobs: Vec<(String, u64)>,
+    /// Agents by name, and whether each was heard from lately.
+    pub agents: Vec<(String, bool)>,
+}
+
+impl ControlPlane {
+    /// # Errors
+    /// [`crate::Error::Unavailable`].
+    pub async fn gauges(&self) -> Result<Gauges> {
+        let now = self.clock().now();
+        let mut conn = self.pool().acquire().await?;
+        let subscriptions = gauge::subscriptions(&mut conn).await?;
+        let counts = gauge::counts(&mut conn).await?;
+        let facts = gauge::server_facts(&mut conn).await?;
+        drop(conn);
+        let mut servers = Vec::new();
+        for subscription in subscriptions {
+            let mut page = PageRequest::default();
+            loop {
+                let listed = self.list_servers(subscription, &page).await?;
+                for view in listed.items {
+                    let facts = facts.get(&view.server.id).copied().unwrap_or_default();
+                    let newest = view.latest_restore.unwrap_or(view.server.created_at);
+                    servers.push(ServerGauge {
+                        recovery_point_age: (view.server.window_end(now) - newest).max(TimeDelta::zero()),
+                        server: ServerResourceId {
+                            subscription,
+                            group: view.server.group,
+                            name: view.server.name,
+                        }
+                        .to_string(),
+                        earliest: view.earliest_restore,
+                        latest: view.latest_restore,
+                        last_backup_success: facts.last_success,
+                        last_backup_failure: facts.last_failure,
+                        backup_bytes: facts.backup_bytes,
+                        wal_bytes: facts.wal_bytes,
+                    });
+                }
+                match listed.next {
+                    Some(next) => page.after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        let silent = now - TimeDelta::seconds(SILENT_AFTER_S);
+        let agents = self
+            .nodes()
+            .await?
+            .into_iter()
+            .filter(|node| !node.revoked)
+            .map(|node| {
+                let up = node.node.state != NodeState::Silent && node.last_seen.is_some_and(|seen| seen > silent);
+                (node.name, up)
+            })
+            .collect();
+        Ok(Gauges { servers, operations_in_progress: counts.operations, jobs: counts.jobs, agents })
+    }
+}

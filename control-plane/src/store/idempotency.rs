@@ -1,0 +1,64 @@
+//! Which operation answered which request.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use holdfast_domain::{OperationId, SubscriptionId};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::Result;
+
+/// Reserves the answer to a request. `None`: it is ours; `Some`: another request like it was first.
+///
+/// Waits for a concurrent twin's transaction: fifty identical requests make one operation.
+pub(crate) async fn reserve(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    request: &[u8],
+    operation: OperationId,
+    named: bool,
+    now: DateTime<Utc>,
+    valid_for: TimeDelta,
+) -> Result<Option<OperationId>> {
+    let ours = sqlx::query(
+        "insert into idempotency (subscription_id, request_hash, operation_id, named, created_at)
+         values ($1, $2, $3, $4, $5) on conflict do nothing",
+    )
+    .bind(subscription.0)
+    .bind(request)
+    .bind(operation.0)
+    .bind(named)
+    .bind(now)
+    .execute(&mut *conn)
+    .await?;
+    if ours.rows_affected() == 1 {
+        return Ok(None);
+    }
+    // A statement of its own, because only a new snapshot sees what the twin has committed.
+    let first: Option<(Uuid,)> = sqlx::query_as(
+        "select i.operation_id
+           from idempotency i
+           join operation o on (o.subscription_id, o.id) = (i.subscription_id, i.operation_id)
+          where i.subscription_id = $1 and i.request_hash = $2 and i.created_at > $3
+            and (i.named or o.ended_at is null)",
+    )
+    .bind(subscription.0)
+    .bind(request)
+    .bind(now - valid_for)
+    .fetch_optional(&mut *conn)
+    .await?;
+    if let Some((first,)) = first {
+        return Ok(Some(OperationId(first)));
+    }
+    sqlx::query(
+        "update idempotency set operation_id = $3, named = $4, created_at = $5
+          where subscription_id = $1 and request_hash = $2",
+    )
+    .bind(subscription.0)
+    .bind(request)
+    .bind(operation.0)
+    .bind(named)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(None)
+}
