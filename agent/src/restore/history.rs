@@ -25,8 +25,6 @@ pub enum Reason {
     AfterLsn(Lsn),
     /// `at restore point "…"`.
     RestorePoint(String),
-    /// `reached consistency`: the end of the backup.
-    Consistency,
     /// Anything else, a target that was not met included.
     Other(String),
 }
@@ -70,9 +68,6 @@ impl Reason {
         if let Some(name) = text.strip_prefix("at restore point \"").and_then(|rest| rest.strip_suffix('"')) {
             return Self::RestorePoint(name.to_owned());
         }
-        if text == "reached consistency" {
-            return Self::Consistency;
-        }
         Self::Other(text.chars().take(200).collect())
     }
 }
@@ -115,8 +110,6 @@ mod tests {
         let on_two = "1\t0/2000000\tbefore 2026-01-01\n\n2\t0/3000160\tafter LSN 0/3000130\n\n";
         let end = RecoveryEnd { parent: Timeline(2), ..planned() };
         assert_eq!(end.compare(on_two), Ok(()));
-        let immediate = RecoveryEnd { reason: Reason::Consistency, ..planned() };
-        assert_eq!(immediate.compare("1\t0/3000160\treached consistency\n"), Ok(()));
     }
 
     // RELIABILITY §0.3: the silent-loss case

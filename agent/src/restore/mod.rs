@@ -1,12 +1,13 @@
 //! Brings a server back from the vault, to exactly the state that was asked for.
 //!
-//! PostgreSQL does the recovery, and never decides when it is over (DESIGN §3.5): [`plan`] says which
-//! WAL exists for it and how it must end, [`wal_server`] hands that WAL out and nothing else,
+//! PostgreSQL does the recovery, and never decides when it is over (DESIGN §3.5): [`goal`] is the last
+//! record to be replayed, [`plan`] says which WAL exists for it and how it must end, [`wal_server`] hands that WAL out and nothing else,
 //! [`recovery`] runs it, [`history`] compares the end with the plan. Around it: [`directory`] (where
 //! it happens), [`handover`] (what a restored server must not keep), [`parameters`] and [`tasks`]
 //! (what the caller is told). `crate::work::restore` puts them in the order of RELIABILITY §5.4.
 
 pub mod directory;
+pub mod goal;
 pub mod handover;
 pub mod history;
 pub mod parameters;

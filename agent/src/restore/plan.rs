@@ -16,8 +16,9 @@ use holdfast_domain::job::RestoreSource;
 use holdfast_domain::lsn::segment_file_name;
 use holdfast_domain::wal::WalObject;
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
-use holdfast_vault::wal::target::{Target, cover};
+use holdfast_vault::wal::target::cover;
 
+use super::goal::{Goal, gap};
 use super::history::{Reason, RecoveryEnd};
 use crate::error::{Error, Result};
 
@@ -30,7 +31,7 @@ pub struct Plan {
     pub segments: Vec<PlannedSegment>,
     /// Timelines whose history file PostgreSQL will ask for.
     pub histories: Vec<Timeline>,
-    pub target: Target,
+    pub goal: Goal,
     /// What the new timeline's history file must say.
     pub end: RecoveryEnd,
     /// Where replay begins.
@@ -57,30 +58,30 @@ pub struct Piece {
 }
 
 impl Plan {
-    pub fn build(source: &RestoreSource, target: Target) -> Result<Self> {
+    pub fn build(source: &RestoreSource, goal: Goal) -> Result<Self> {
         let segment_bytes = source.wal_segment_bytes;
         if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
             return Err(corrupted(format!("the backup says that WAL segments have {segment_bytes} bytes")));
         }
-        let (last_byte_end, reason) = match &target {
-            Target::Immediate => (source.backup_stop, Reason::Consistency),
-            Target::Lsn { target, end, .. } => (*end, Reason::AfterLsn(*target)),
-        };
-        if last_byte_end <= source.backup_start {
-            return Err(corrupted("the backup ends before it starts".into()));
+        if source.backup_stop <= source.backup_start || goal.end < source.backup_stop {
+            return Err(corrupted("the end of the recovery lies before the end of the backup".into()));
         }
-        let path = Path::of(source, last_byte_end);
-        let pieces = path.pieces(&source.wal, last_byte_end)?;
-        let segments = path.segments(&pieces, last_byte_end);
+        let path = Path::of(source, goal.end);
+        let pieces = path.pieces(&source.wal, goal.end)?;
+        let segments = path.segments(&pieces, goal.end);
         let by_name = segments.iter().enumerate().map(|(at, segment)| (segment.name.clone(), at)).collect();
         Ok(Self {
             source: source.incarnation,
             segment_bytes,
             histories: path.stretches.iter().map(|it| it.timeline).filter(|it| *it > Timeline::FIRST).collect(),
-            end: RecoveryEnd { parent: path.target_timeline(), switch: last_byte_end, reason },
+            end: RecoveryEnd {
+                parent: path.target_timeline(),
+                switch: goal.end,
+                reason: Reason::AfterLsn(goal.target),
+            },
             begin: source.backup_start,
             stamps: running_stamps(&pieces),
-            target,
+            goal,
             by_name,
             segments,
         })
@@ -236,17 +237,6 @@ fn running_stamps(pieces: &[Piece]) -> Vec<(Lsn, DateTime<Utc>)> {
     running
 }
 
-fn gap(timeline: Timeline, from: Lsn, to: Lsn) -> Error {
-    Error::Failed {
-        code: "WalGap",
-        message: format!(
-            "the write-ahead log of timeline {timeline} is missing from {from} to {to}; \
-             restore to an earlier time, or from a backup taken after the gap"
-        ),
-        retryable: false,
-    }
-}
-
 fn corrupted(message: String) -> Error {
     Error::Failed { code: "BackupCorrupted", message, retryable: false }
 }
@@ -313,8 +303,8 @@ mod tests {
         }
     }
 
-    fn lsn_target(target: u64, end: u64) -> Target {
-        Target::Lsn { target: Lsn(target), end: Lsn(end), stamp: at(9), timeline: Timeline(1) }
+    fn lsn_target(target: u64, end: u64) -> Goal {
+        Goal { target: Lsn(target), end: Lsn(end), stamp: Some(at(9)) }
     }
 
     #[test]
@@ -408,9 +398,10 @@ mod tests {
     #[test]
     fn a_backup_by_itself_ends_at_its_own_stop() {
         let wal = vec![object(1, SEGMENT, 2 * SEGMENT)];
-        let plan = Plan::build(&source(wal, vec![branch(1, None, 0)], 1), Target::Immediate).expect("no hole");
+        let end = Goal { target: Lsn(SEGMENT + 0xD8), end: Lsn(SEGMENT + 0x100), stamp: None };
+        let plan = Plan::build(&source(wal, vec![branch(1, None, 0)], 1), end).expect("no hole");
         assert_eq!(plan.segments.len(), 1);
-        assert_eq!(plan.end.reason, Reason::Consistency);
+        assert_eq!(plan.segments[0].pieces[0].to, Lsn(SEGMENT + 0x100), "what follows is not known durable");
         assert_eq!(plan.end.switch, Lsn(SEGMENT + 0x100));
     }
 

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_domain::Lsn;
-use holdfast_vault::wal::target::Target;
 
 use super::history::{HISTORY_LIMIT, RecoveryEnd};
 use super::plan::Plan;
@@ -106,10 +105,7 @@ impl RecoveryConfiguration<'_> {
         line("unix_socket_directories", path_text(&self.production.socket_dir)?)?;
         line("port", &self.production.port.to_string())?;
         line("recovery_target_timeline", &self.plan.timeline().0.to_string())?;
-        match &self.plan.target {
-            Target::Immediate => line("recovery_target", "immediate")?,
-            Target::Lsn { target, .. } => line("recovery_target_lsn", &target.to_string())?,
-        }
+        line("recovery_target_lsn", &self.plan.goal.target.to_string())?;
         line("restore_command", &restore_command(self.executable, self.wal_socket)?)?;
         Ok(text)
     }

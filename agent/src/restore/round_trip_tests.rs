@@ -5,9 +5,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_domain::job::RestoreSpec;
 use holdfast_domain::restore::RestoreTarget;
 use holdfast_domain::wal::WalObject;
+use holdfast_vault::wal::target::cover;
 use tokio_util::sync::CancellationToken;
 
 use super::test_site::{Known, Site};
+use crate::postgres::cluster_fixture::connect_as;
 
 async fn write(known: &Known, from: i32, to: i32) {
     let session = known.server.connect().await.expect("connected");
@@ -160,9 +162,10 @@ async fn what_belongs_to_the_source_alone_does_not_live_on_in_the_copy() {
     assert_eq!(one("SELECT has_table_privilege('application', 'public.spaced', 'SELECT')::text").await, "true");
     let location = one("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fast'").await;
     assert_ne!(location, space.display().to_string(), "the source's tablespace is the source's");
-    let login = crate::postgres::cluster_fixture::connect_as(
-        &copy.server.socket_dir(), copy.server.port(), "admin1", "second-Secret-2", "postgres");
-    login.await.expect("the new password counts");
+    let socket_dir = copy.server.socket_dir();
+    connect_as(&socket_dir, copy.server.port(), "admin1", "second-Secret-2", "postgres")
+        .await
+        .expect("the new password counts");
 
     // The same job again: the finished server is adopted and tells the same.
     let (again, repeated) = site.restore_again(spec).await;
@@ -199,12 +202,8 @@ async fn wal_that_is_gone_or_damaged_fails_the_restore_by_name() {
     write(&source, 20, 40).await;
     let facts = site.source(&source, &backup).await;
     // One that recovery needs and that finding the target does not read.
-    let victim = facts
-        .wal
-        .iter()
-        .find(|object| object.start <= backup.start_lsn && object.end > backup.start_lsn)
-        .expect("the backup's WAL")
-        .clone();
+    let begin = backup.start_lsn.segment_start(source.wal_segment_bytes);
+    let victim = cover(&facts.wal, backup.timeline, begin).0.swap_remove(0);
     let file = site.object_file(&victim.key);
     let whole = std::fs::read(&file).expect("the object");
 

@@ -175,7 +175,7 @@ impl Site {
     pub(crate) async fn restore_with(&self, spec: RestoreSpec) -> Result<(Known, RestoreOutcome), JobError> {
         let placement = spec.placement.clone();
         let ctx = self.context();
-        let outcome = restore::run(&ctx, spec).await?;
+        let outcome = restore::run(&ctx, spec).await.inspect_err(|_| self.show_log(placement.incarnation))?;
         let progress = ctx.last_progress().expect("a restore tells how far it is");
         assert_eq!(progress.phase, "Finishing");
         assert_eq!(Some(progress.wal_bytes_done), progress.wal_bytes_total);
@@ -199,6 +199,14 @@ impl Site {
     /// The file of an object in the vault.
     pub(crate) fn object_file(&self, key: &str) -> PathBuf {
         self.root.path().join("vault").join(key)
+    }
+
+    /// What PostgreSQL said in a recovery that failed.
+    fn show_log(&self, incarnation: IncarnationId) {
+        for directory in self.directories(incarnation) {
+            let log = self.node.servers_dir().join(format!("{incarnation}{directory}/server.log"));
+            eprintln!("{directory}:\n{}", std::fs::read_to_string(log).unwrap_or_default());
+        }
     }
 
     /// Names of the directories of one incarnation, without the incarnation itself.

@@ -21,15 +21,15 @@ async fn running(cluster: &Cluster) -> Postmaster {
 async fn every_page_that_postgres_wrote_has_the_checksum_we_expect() {
     let cluster = Cluster::create().await;
     let postmaster = running(&cluster).await;
-    cluster
-        .connect()
-        .await
-        .batch_execute(
-            "CREATE TABLE public.t AS SELECT n, repeat(md5(n::text), 8) AS filler FROM generate_series(1, 20000) n;
-             CREATE INDEX ON public.t (filler); CREATE INDEX ON public.t USING hash (n); VACUUM public.t",
-        )
-        .await
-        .expect("a table with indexes");
+    let session = cluster.connect().await;
+    for statement in [
+        "CREATE TABLE public.t AS SELECT n, repeat(md5(n::text), 8) AS filler FROM generate_series(1, 20000) n",
+        "CREATE INDEX ON public.t (filler)",
+        "CREATE INDEX ON public.t USING hash (n)",
+        "VACUUM public.t",
+    ] {
+        session.batch_execute(statement).await.expect(statement);
+    }
     postmaster.stop(StopMode::Fast, WITHIN).await.expect("stopped");
 
     let control = ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");

@@ -9,7 +9,8 @@ use holdfast_domain::wal::WalObject;
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
-use holdfast_vault::wal::object::{get_wal, list_wal};
+use holdfast_vault::wal::object::get_wal;
+use holdfast_vault::wal::survey::list_wal;
 use holdfast_vault::wal::target::cover;
 use holdfast_vault::wal::walker::Walker;
 

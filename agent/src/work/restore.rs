@@ -12,15 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures::FutureExt as _;
 use holdfast_domain::job::{JobError, RestoreOutcome, RestoreSpec};
 use holdfast_domain::restore::RestoreTarget;
-use holdfast_domain::wal::WalObject;
 use holdfast_vault::backup::{Manifest, RestoreInto, Restored, TablespaceRoot, restore_to};
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
-use holdfast_vault::wal::object::get_wal;
-use holdfast_vault::wal::target::{Search, Target, Until, resolve};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -30,13 +26,14 @@ use crate::node::Node;
 use crate::postgres::configuration::ServerConfiguration;
 use crate::postgres::{Postmaster, PostmasterSpec, StopMode};
 use crate::restore::directory::{Building, clear_earlier};
+use crate::restore::goal::Goal;
 use crate::restore::handover::{self, Handover, NewPassword};
 use crate::restore::parameters::{self, Current, Parameters};
 use crate::restore::patience::patiently;
 use crate::restore::plan::Plan;
 use crate::restore::progress::RestoreProgress;
 use crate::restore::recovery::{self, RecoveryConfiguration};
-use crate::restore::segment_source::{SegmentSource, missing_is_a_gap};
+use crate::restore::segment_source::SegmentSource;
 use crate::restore::wal_server::WalServer;
 use crate::restore::{sample, tasks};
 use crate::server::ServerHandle;
@@ -142,12 +139,15 @@ async fn build(ctx: &JobContext, spec: &RestoreSpec, building: &Building) -> Res
     })
     .await?;
     agree(spec, &manifest)?;
-    let target = find_target(spec, &stores, &data_key).await?;
-    let plan = Arc::new(Plan::build(source, target)?);
+    let goal = patiently("the WAL around the target", || {
+        Goal::find(source, spec.target, &stores, &data_key)
+    })
+    .await?;
+    let plan = Arc::new(Plan::build(source, goal)?);
     building.require_space(manifest.logical_bytes.saturating_add(plan.wal_bytes()))?;
     progress.planned(manifest.logical_bytes, plan.wal_bytes());
     tracing::info!(
-        target = ?plan.target, end = ?plan.end, segments = plan.segments.len(), "restore planned"
+        goal = ?plan.goal, end = ?plan.end, segments = plan.segments.len(), "restore planned"
     );
 
     let restored = copy_data(building, &manifest, &stores, &data_key, ctx.node.service_user().ids(), &progress).await?;
@@ -188,32 +188,6 @@ fn damaged_control() -> Error {
         message: "the control file in the backup is damaged".into(),
         retryable: false,
     }
-}
-
-/// From what was asked to a position in the log (RELIABILITY §5.5).
-async fn find_target(spec: &RestoreSpec, stores: &[Store], data_key: &DataKey) -> Result<Target> {
-    let until = match spec.target {
-        RestoreTarget::Backup(_) => return Ok(Target::Immediate),
-        RestoreTarget::Latest => Until::Latest,
-        RestoreTarget::At(instant) => Until::At(instant),
-    };
-    let source = &spec.source;
-    let search = Search {
-        objects: &source.wal,
-        lineage: &source.lineage,
-        timeline: source.timeline,
-        backup_timeline: source.backup_timeline,
-        backup_stop: source.backup_stop,
-        until,
-    };
-    patiently("the WAL around the target", || async {
-        let fetch = |object: WalObject| {
-            let (stores, data_key) = (stores.to_vec(), data_key.clone());
-            async move { get_wal(&stores, &data_key, &object).await }.boxed()
-        };
-        resolve(&search, fetch).await.map_err(missing_is_a_gap)
-    })
-    .await
 }
 
 async fn copy_data(
@@ -349,10 +323,7 @@ impl Recovery<'_> {
         Ok(Finished {
             outcome: RestoreOutcome {
                 restored_to,
-                target_lsn: match self.plan.target {
-                    Target::Immediate => None,
-                    Target::Lsn { target, .. } => Some(target),
-                },
+                target_lsn: self.plan.goal.stamp.map(|_| self.plan.goal.target),
                 switch_lsn: end.switch,
                 timeline: self.plan.new_timeline(),
                 system_identifier: meta.system_identifier,
@@ -393,10 +364,10 @@ impl Recovery<'_> {
     /// The instant that the reached state stands for (DESIGN §3.6).
     fn restored_to(&self) -> DateTime<Utc> {
         let backup = self.manifest.meta.completed_time;
-        match (self.spec.target, &self.plan.target) {
-            (RestoreTarget::At(instant), _) => instant,
-            (RestoreTarget::Latest, Target::Lsn { stamp, .. }) => backup.max(*stamp),
-            (RestoreTarget::Latest, Target::Immediate) | (RestoreTarget::Backup(_), _) => backup,
+        match self.spec.target {
+            RestoreTarget::At(instant) => instant,
+            RestoreTarget::Latest => backup.max(self.plan.goal.stamp.unwrap_or(backup)),
+            RestoreTarget::Backup(_) => backup,
         }
     }
 }
