@@ -449,3 +449,90 @@ impl Cutter {
         self.invalid
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, TimeDelta, Utc};
+
+    use super::*;
+
+    fn cutter(durable: u64) -> Cutter {
+        let lineage = Lineage {
+            incarnation: IncarnationId::new(),
+            system_identifier: 1,
+            segment_bytes: 1 << 20,
+            timeline: Timeline(1),
+        };
+        Cutter::resume(lineage, Lsn(durable), Arc::default())
+    }
+
+    fn stamp(at: DateTime<Utc>, lsn: u64) -> Stamp {
+        Stamp { at, lsn: Lsn(lsn), end: Lsn(lsn + 40) }
+    }
+
+    #[test]
+    fn a_slow_writers_tails_become_bundles_and_at_last_one_unit() {
+        const UNIT: usize = 1 << 20;
+        let mut cutter = cutter(UNIT as u64);
+        let mut pieces = Vec::new();
+        // Bytes that are no WAL: kept like any other, and they count.
+        for _ in 0..UNIT / 512 {
+            pieces.extend(cutter.take(&[7; 512], Instant::now()));
+            assert!(pieces.last().is_some_and(|p: &Piece| p.whole.is_some()) || cutter.urgent_since().is_some());
+            pieces.extend(cutter.cut());
+        }
+        assert!(cutter.invalid().is_some());
+        let whole = pieces.pop().expect("the unit's end");
+        let unit = whole.whole.expect("a whole unit");
+        assert_eq!((unit.range.start, unit.range.end), (Lsn(UNIT as u64), Lsn(2 * UNIT as u64)));
+        assert_eq!(unit.hash, blake3::hash(&vec![7; UNIT]));
+        let mut durable = Lsn(UNIT as u64);
+        let mut bundles = 0;
+        for piece in &pieces {
+            assert!(piece.range.start <= durable, "no hole");
+            assert_eq!(piece.range.end.bytes_since(piece.range.start), piece.bytes.len() as u64);
+            if piece.range.start < durable {
+                assert_eq!(piece.bytes.len(), 64 * 512);
+                bundles += 1;
+            }
+            durable = piece.range.end;
+        }
+        assert_eq!(bundles, UNIT / 512 / 64 - 1);
+        assert_eq!(whole.range.start, durable);
+    }
+
+    #[test]
+    fn a_unit_that_came_at_once_is_one_object() {
+        let mut cutter = cutter(1 << 20);
+        let pieces = cutter.take(&vec![0; 3 << 19], Instant::now());
+        assert_eq!(pieces.len(), 1);
+        assert!(pieces[0].whole.is_none());
+        assert_eq!(pieces[0].bytes.len(), 1 << 20);
+        assert_eq!(cutter.cut().expect("the rest").bytes.len(), 1 << 19);
+    }
+
+    #[test]
+    fn what_is_durable_already_is_read_but_not_kept() {
+        let mut cutter = cutter((1 << 20) + 8192);
+        assert!(cutter.take(&[1; 8192], Instant::now()).is_empty());
+        assert!(cutter.cut().is_none());
+        assert!(cutter.urgent_since().is_none() && cutter.quiet_since().is_none());
+        cutter.take(&[1; 16], Instant::now());
+        let piece = cutter.cut().expect("new bytes");
+        assert_eq!((piece.range.start, piece.bytes.len()), (Lsn((1 << 20) + 8192), 16));
+    }
+
+    #[test]
+    fn a_clock_that_runs_backwards_by_more_than_two_seconds_is_marked_once() {
+        let mut cutter = cutter(1 << 20);
+        let noon = DateTime::UNIX_EPOCH + TimeDelta::hours(12);
+        let hour = TimeDelta::hours(1);
+        assert_eq!(cutter.check_clock(stamp(noon, 100)), None);
+        assert_eq!(cutter.check_clock(stamp(noon - TimeDelta::seconds(2), 200)), None, "not quite in order");
+        assert_eq!(cutter.check_clock(stamp(noon + hour, 300)), None, "a leap forwards is no harm");
+        let marked = cutter.check_clock(stamp(noon + TimeDelta::seconds(1), 400)).expect("an anomaly");
+        assert_eq!((marked.from, marked.to), (noon + TimeDelta::seconds(1), noon + hour));
+        assert_eq!(marked.at, Lsn(400));
+        assert_eq!(cutter.check_clock(stamp(noon + TimeDelta::seconds(2), 500)), None);
+    }
+}

@@ -24,7 +24,7 @@ use super::error::{Error, Result};
 use super::ledger::{Ledger, acknowledge_on_disk};
 use super::origin::{self, Origin};
 use super::pg_wal::PgWal;
-use super::put::{Putter, Trouble};
+use super::put::{Putter, impatient};
 use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
 
 const READ_BYTES: usize = 1 << 20;
@@ -51,7 +51,8 @@ struct AtRest {
 
 /// Makes everything durable that the directory has and the stores have not. The server must not run, nor
 /// its [`super::Streamer`]. Nothing new costs no write. The report holds everything not acknowledged yet.
-pub async fn drain_pg_wal(config: DrainConfig) -> Result<WalReport> {
+pub async fn drain_pg_wal(mut config: DrainConfig) -> Result<WalReport> {
+    config.stores = impatient(config.stores);
     let data_dir = config.data_dir.clone();
     let (at_rest, pg_wal) = blocking(move || {
         let at_rest = AtRest::read(&data_dir)?;
@@ -66,12 +67,7 @@ pub async fn drain_pg_wal(config: DrainConfig) -> Result<WalReport> {
         return Ok(ledger.whole_report());
     };
     let mut drain = Drain {
-        putter: Putter {
-            stores: config.stores.clone(),
-            data_key: config.data_key.clone(),
-            pg_wal,
-            trouble: Trouble::default(),
-        },
+        putter: Putter::new(&config.stores, &config.data_key, pg_wal),
         ledger: Ledger::new(incarnation, &config.state_dir, at_rest.timeline, Lsn::ZERO),
         config,
         at_rest,

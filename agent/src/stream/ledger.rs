@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use holdfast_domain::job::{WalGap, WalReport};
 use holdfast_domain::wal::{TimelineStart, WalObject};
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
+use holdfast_vault::wal::object::LARGEST_OBJECT_BYTES;
 use serde::{Deserialize, Serialize};
 
 /// A report is one HTTP body.
@@ -70,7 +71,7 @@ pub(super) struct Ledger {
     last_counting: Option<Lsn>,
     server_flush: Lsn,
     gap: Option<WalGap>,
-    /// Tails that the whole unit will replace: start, end, key.
+    /// What a wider object may still replace: start, end, key.
     tails: Vec<(Lsn, Lsn, String)>,
     /// Objects of an earlier life behind a hole: they count for nothing and go once covered.
     stranded: Vec<WalObject>,
@@ -163,7 +164,7 @@ impl Ledger {
             if covered(start, end, &key) {
                 self.objects.retain(|object| object.key != key);
                 self.superseded.insert(key);
-            } else if end > wide.start && key != wide.key {
+            } else if end + LARGEST_OBJECT_BYTES > wide.end && key != wide.key {
                 self.tails.push((start, end, key));
             }
         }

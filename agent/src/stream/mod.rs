@@ -27,3 +27,6 @@ pub use error::Error;
 pub use handle::{StreamConfig, StreamHandle, StreamStatus};
 pub use replication::SLOT;
 pub use streamer::Streamer;
+
+#[cfg(test)]
+mod tests;

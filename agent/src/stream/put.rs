@@ -21,8 +21,8 @@ const FINAL_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 pub(super) struct Putter {
-    pub stores: Vec<Store>,
-    pub data_key: DataKey,
+    stores: Vec<Store>,
+    data_key: DataKey,
     pub pg_wal: PgWal,
     /// Why the newest attempt failed; `None` while all is well.
     pub trouble: Trouble,
@@ -41,7 +41,22 @@ impl Trouble {
     }
 }
 
+/// The same stores, each attempt shorter: here attempts never end, but somebody wants to know.
+pub(super) fn impatient(stores: Vec<Store>) -> Vec<Store> {
+    const BUDGET: Duration = Duration::from_secs(5);
+    stores.into_iter().map(|store| store.with_retry_budget(BUDGET)).collect()
+}
+
 impl Putter {
+    pub fn new(stores: &[Store], data_key: &DataKey, pg_wal: PgWal) -> Self {
+        Self {
+            stores: stores.to_vec(),
+            data_key: data_key.clone(),
+            pg_wal,
+            trouble: Trouble::default(),
+        }
+    }
+
     /// Comes back when every store has the piece.
     pub async fn put(&self, mut piece: Piece) -> WalObject {
         if let Some(whole) = piece.whole.take()

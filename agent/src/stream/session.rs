@@ -185,18 +185,13 @@ async fn begin(
     if origin.timeline == identity.timeline && origin.durable > identity.flushed {
         return Err(Error::Behind { durable: origin.durable, server: identity.flushed });
     }
+    // PostgreSQL would say so only after the stream has begun.
+    let gap = find_gap(config, &origin).await?;
+    if let Some(gap) = gap {
+        origin.durable = gap.end;
+    }
     let lineage = lineage_of(origin.timeline);
-    let from = lineage.unit_start(origin.durable);
-    let gap = match start(replication, sql, from, origin.timeline).await {
-        Ok(()) => None,
-        Err(error) if error.segment_is_gone() => {
-            let gap = find_gap(config, &origin).await?.ok_or(error)?;
-            start(replication, sql, gap.end, origin.timeline).await?;
-            origin.durable = gap.end;
-            Some(gap)
-        }
-        Err(error) => return Err(error),
-    };
+    start(replication, sql, lineage.unit_start(origin.durable), origin.timeline).await?;
     Ok(Beginning { lineage, origin, timelines, gap })
 }
 
@@ -250,7 +245,8 @@ async fn store_history(
     Ok(history::parse(timeline, &text)?.start(incarnation, parent_is_ours))
 }
 
-/// The bytes after `durable` that the server has removed.
+/// The bytes after `durable` that the server has removed: the segment that holds them is not there, and a
+/// later one is.
 async fn find_gap(config: &StreamConfig, origin: &Origin) -> Result<Option<WalGap>> {
     let pg_wal = PgWal::new(&config.data_dir, config.wal_segment_bytes);
     let (timeline, durable) = (origin.timeline, origin.durable);
@@ -258,6 +254,9 @@ async fn find_gap(config: &StreamConfig, origin: &Origin) -> Result<Option<WalGa
         .await
         .map_err(|_| Error::Closed)?
         .map_err(|source| Error::PgWal { what: "list segments", source })?;
+    if segments.contains(&durable.segment_start(config.wal_segment_bytes)) {
+        return Ok(None);
+    }
     Ok(segments
         .into_iter()
         .find(|start| *start > durable)

@@ -26,7 +26,7 @@ use super::ledger::{Acknowledged, Ledger};
 use super::observer::Observation;
 use super::origin::{self, Origin};
 use super::pg_wal::PgWal;
-use super::put::{Putter, Trouble};
+use super::put::{Putter, impatient};
 use super::replication::{Incoming, Replication};
 use super::session::{self, Beginning, From, Opened, Resume};
 
@@ -119,7 +119,8 @@ impl Link {
 impl Streamer {
     /// Starts the stream. It reconnects for ever, until it is told to end.
     #[must_use]
-    pub fn spawn(config: StreamConfig) -> StreamHandle {
+    pub fn spawn(mut config: StreamConfig) -> StreamHandle {
+        config.stores = impatient(config.stores);
         let incarnation = config.placement.incarnation;
         let known = Acknowledged::load(&config.state_dir, incarnation).unwrap_or(Acknowledged {
             timeline: Timeline::FIRST,
@@ -136,12 +137,8 @@ impl Streamer {
             status: status_seen,
             ledger: Arc::clone(&ledger),
         };
-        let putter = Putter {
-            stores: config.stores.clone(),
-            data_key: config.data_key.clone(),
-            pg_wal: PgWal::new(&config.data_dir, config.wal_segment_bytes),
-            trouble: Trouble::default(),
-        };
+        let pg_wal = PgWal::new(&config.data_dir, config.wal_segment_bytes);
+        let putter = Putter::new(&config.stores, &config.data_key, pg_wal);
         let now = Instant::now();
         let this = Self {
             config: Arc::new(config),

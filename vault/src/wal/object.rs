@@ -260,3 +260,87 @@ pub fn open_wal(data_key: &DataKey, key: &str, stored: &[u8]) -> Result<OpenedWa
     }
     Ok(OpenedWal { header, bytes })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::wal::survey::{list_wal, superseded};
+
+    fn store() -> Store {
+        Store::from_object_store(Arc::new(InMemory::new()))
+    }
+
+    fn range(incarnation: IncarnationId, start: u64, end: u64) -> WalRange {
+        WalRange {
+            incarnation,
+            timeline: Timeline(1),
+            start: Lsn(start),
+            end: Lsn(end),
+            system_identifier: 42,
+            wal_segment_bytes: 16 << 20,
+            page_magic: Some(0xD110),
+            first_record: Some(Lsn(start)),
+            stamps: None,
+            last_counting: None,
+            clock_anomaly: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_same_range_again_is_fine_and_another_content_is_a_conflict() {
+        let (stores, key) = ([store(), store()], DataKey::generate().expect("a key"));
+        let range = range(IncarnationId::new(), 0, 4096);
+        let bytes = Bytes::from(vec![3; 4096]);
+        let first = put_wal(&stores, &key, range.clone(), bytes.clone()).await.expect("put");
+        let again = put_wal(&stores, &key, range.clone(), bytes.clone()).await.expect("put again");
+        assert_eq!(first, again);
+        let other = put_wal(&stores, &key, range, Bytes::from(vec![4; 4096])).await;
+        assert!(matches!(other, Err(Error::Conflict { .. })));
+        let opened = get_wal(&stores, &key, &first).await.expect("untouched");
+        assert_eq!(opened.bytes, bytes);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_damaged_or_missing_is_replaced_by_the_other_stores() {
+        let (stores, key) = ([store(), store()], DataKey::generate().expect("a key"));
+        let bytes = Bytes::from((0..200_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+        let range = range(IncarnationId::new(), 0, 800_000);
+        let object = put_wal(&stores, &key, range, bytes.clone()).await.expect("put");
+        assert!(stores[0].delete(&object.key).await.expect("deleted"));
+        assert_eq!(get_wal(&stores, &key, &object).await.expect("second copy").bytes, bytes);
+
+        let stored = stores[1].get(&object.key).await.expect("stored");
+        for at in [10, 100, stored.len() / 2, stored.len() - 1] {
+            let mut damaged = stored.to_vec();
+            damaged[at] ^= 1;
+            assert!(open_wal(&key, &object.key, &damaged).is_err(), "a flipped bit at {at}");
+        }
+        assert!(open_wal(&key, &object.key, &stored[..stored.len() - 1]).is_err());
+        let elsewhere = object.key.replace("0000000000000000-", "0000000000000001-");
+        assert!(open_wal(&key, &elsewhere, &stored).is_err(), "under another key");
+        let foreign = DataKey::generate().expect("a key");
+        assert!(open_wal(&foreign, &object.key, &stored).is_err(), "of another server");
+    }
+
+    #[tokio::test]
+    async fn a_survey_finds_what_reaches_beyond_a_position_and_names_what_is_covered() {
+        let (stores, key) = ([store()], DataKey::generate().expect("a key"));
+        let incarnation = IncarnationId::new();
+        for (start, end) in [(0, 100), (100, 200), (200, 300), (0, 300)] {
+            let bytes = Bytes::from(vec![1; (end - start) as usize]);
+            put_wal(&stores, &key, range(incarnation, start, end), bytes).await.expect("put");
+        }
+        let all = list_wal(&stores[0], &key, incarnation, None).await.expect("a list");
+        assert_eq!(all.len(), 4);
+        let ends = |objects: &[WalObject]| objects.iter().map(|o| o.end.0).collect::<Vec<_>>();
+        let later = list_wal(&stores[0], &key, incarnation, Some((Timeline(1), Lsn(200)))).await;
+        assert_eq!(ends(&later.expect("a list")), [300, 300]);
+        assert_eq!(superseded(&all).len(), 3);
+        let nobody = list_wal(&stores[0], &key, IncarnationId::new(), None).await;
+        assert_eq!(nobody.expect("a list"), []);
+    }
+}
