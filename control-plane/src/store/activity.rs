@@ -186,12 +186,3 @@ pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Re
         .await?;
     Ok(done.rows_affected())
 }
-
-/// Drops events that are older; the chain goes on from the first that is left.
-pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
-    let done = sqlx::query("delete from activity_event where at < $1")
-        .bind(before)
-        .execute(conn)
-        .await?;
-    Ok(done.rows_affected())
-}

@@ -71,12 +71,3 @@ pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Re
         .await?;
     Ok(done.rows_affected())
 }
-
-/// Drops answers that are no longer given.
-pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
-    let done = sqlx::query("delete from idempotency where created_at <= $1")
-        .bind(before)
-        .execute(conn)
-        .await?;
-    Ok(done.rows_affected())
-}

@@ -283,21 +283,3 @@ pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Re
     .await?;
     Ok(jobs.rows_affected() + operations.rows_affected())
 }
-
-/// Drops jobs that ended before, and operations that did, once nothing refers to them.
-pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
-    let jobs = sqlx::query("delete from job where ended_at < $1")
-        .bind(before)
-        .execute(&mut *conn)
-        .await?;
-    let operations = sqlx::query(
-        "delete from operation o
-          where ended_at < $1
-            and not exists (select from job j
-                             where j.subscription_id = o.subscription_id and j.operation_id = o.id)",
-    )
-    .bind(before)
-    .execute(conn)
-    .await?;
-    Ok(jobs.rows_affected() + operations.rows_affected())
-}
