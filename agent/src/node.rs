@@ -374,6 +374,7 @@ impl Node {
                 .collect(),
             port_range: config.port_range,
             host: config.host.clone(),
+            socket_root: self.equipment.run_dir.to_str().map(str::to_owned),
             free_bytes: disk.blocks_available() * disk.fragment_size(),
         })
     }

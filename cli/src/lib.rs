@@ -17,6 +17,7 @@ pub mod site;
 pub mod state_dir;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 pub mod up;
 
 use anyhow::Result;

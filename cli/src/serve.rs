@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::config::{self, ApiFile, Config, SchedulerFile};
 use crate::exit::Failure;
+use crate::tls::{Certificate, Files};
 use crate::up::until_signalled;
 use crate::{state_dir, telemetry};
 
@@ -54,12 +55,20 @@ async fn serve_api(config: &ApiFile) -> Result<()> {
         ControlPlane::connect(pool, Clock::wall(), config.site(), Policy::default()).await?;
     let tls = match &config.api.tls {
         None => None,
-        Some(tls) => {
-            let read = |path: &Path| {
-                std::fs::read_to_string(path)
-                    .with_context(|| format!("{} cannot be read", path.display()))
+        Some(section) => {
+            let files = Files {
+                certificate: section.certificate_file.clone(),
+                key: section.key_file.clone(),
             };
-            Some((read(&tls.certificate_file)?, read(&tls.key_file)?))
+            let mut shown = files.read()?;
+            let certificate = Certificate::new(&shown.0, &shown.1)?;
+            tokio::spawn(certificate.clone().keep(shutdown.clone(), move || {
+                let found = files.read()?;
+                let changed = found != shown;
+                shown.clone_from(&found);
+                Ok(changed.then_some(found))
+            }));
+            Some(certificate.server_config()?)
         }
     };
     let auth = AuthConfig {
@@ -81,7 +90,7 @@ async fn serve_api(config: &ApiFile) -> Result<()> {
         .await
         .with_context(|| format!("{} cannot be listened on", config.api.listen))?;
     tracing::info!(address = %config.api.listen, "the API answers");
-    holdfast_api::serve(listener, tls, router, shutdown).await?;
+    holdfast_api::serve(listener, tls, router, shutdown.cancelled_owned()).await?;
     Ok(())
 }
 

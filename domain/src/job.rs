@@ -397,6 +397,9 @@ pub struct NodeInventory {
     pub port_range: (u16, u16),
     /// What a client on this node's network calls it.
     pub host: String,
+    /// Where sockets are on the node itself: `{socket_root}/{port}` is a server's socket directory.
+    #[serde(default)]
+    pub socket_root: Option<String>,
     pub free_bytes: u64,
 }
 

@@ -107,6 +107,7 @@ pub async fn join(
         majors: BTreeMap::from([(15, MINOR.to_owned())]),
         port_range: (20_000 + index * 100, 20_099 + index * 100),
         host: "127.0.0.1".to_owned(),
+        socket_root: None,
         free_bytes: 1 << 40,
     };
     let token = control_plane

@@ -102,7 +102,10 @@ mod tests {
         let mut kinds = Vec::new();
         for entry in std::fs::read_dir(deploy).expect("the folder is there") {
             let path = entry.expect("listed").path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+            {
                 match load_with(&path, &[]) {
                     Ok(config) => kinds.push(config.kind()),
                     Err(problems) => panic!("{}: {problems}", path.display()),

@@ -39,6 +39,7 @@ use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
 use crate::run_record::{self, RunRecord};
 use crate::state_dir::{self, StateDir, passage, private_dir};
+use crate::tls::Certificate;
 
 /// Loopback is all that the built-in site's agents need.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -52,6 +53,9 @@ const SERVICES_STOP_WITHIN: Duration = Duration::from_secs(20);
 const AGENT_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Long enough for a slow start, short enough to be worthless afterwards.
 const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::minutes(30);
+
+/// A third of a server certificate's life.
+const CERTIFICATE_RENEWED_AFTER: TimeDelta = TimeDelta::days(30);
 
 #[derive(Debug, Clone)]
 pub struct SiteOptions {
@@ -140,12 +144,9 @@ pub async fn run(
         CancellationToken::new(),
     );
     let mut services: JoinSet<Result<&'static str>> = JoinSet::new();
-    let tls = match options.insecure_http {
+    let certificate = match options.insecure_http {
         true => None,
-        false => {
-            let names = loopback_names(options.listen);
-            Some(authority.server_certificate(&names, clock.now())?)
-        }
+        false => Some(certificate(&authority, &clock, options.listen)?),
     };
     let auth = token::accepted(state, &identity);
     let api = holdfast_api::router(
@@ -157,17 +158,33 @@ pub async fn run(
         },
     )?;
     services.spawn({
-        let (tls, stop) = (
-            tls.map(|it| (it.certificate_pem, it.key_pem)),
-            stop_api.clone(),
-        );
+        let stop = stop_api.clone();
+        let tls = certificate
+            .as_ref()
+            .map(Certificate::server_config)
+            .transpose()?;
         async move {
-            holdfast_api::serve(api_listener, tls, api, stop)
+            let until = stop.cancelled_owned();
+            holdfast_api::serve(api_listener, tls, api, until)
                 .await
                 .context("the API ended")?;
             Ok("the API")
         }
     });
+    if let Some(certificate) = certificate {
+        tokio::spawn(certificate.keep(stop_api.clone(), {
+            let (authority, clock, listen) = (authority.clone(), clock.clone(), options.listen);
+            let mut made = clock.now();
+            move || {
+                if clock.now() - made < CERTIFICATE_RENEWED_AFTER {
+                    return Ok(None);
+                }
+                made = clock.now();
+                let new = authority.server_certificate(&loopback_names(listen), made)?;
+                Ok(Some((new.certificate_pem, new.key_pem)))
+            }
+        }));
+    }
     services.spawn({
         let (control_plane, stop) = (control_plane.clone(), stop_scheduler.clone());
         let config = SchedulerConfig {
@@ -257,6 +274,11 @@ async fn everything_answers(control_plane: &ControlPlane, agents: usize) -> Resu
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+fn certificate(authority: &Authority, clock: &Clock, listen: SocketAddr) -> Result<Certificate> {
+    let made = authority.server_certificate(&loopback_names(listen), clock.now())?;
+    Certificate::new(&made.certificate_pem, &made.key_pem)
 }
 
 fn loopback_names(listen: SocketAddr) -> Vec<String> {
