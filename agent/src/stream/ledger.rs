@@ -27,13 +27,17 @@ pub(super) struct Acknowledged {
 
 impl Acknowledged {
     fn file(state_dir: &Path, incarnation: IncarnationId) -> PathBuf {
-        state_dir.join("streams").join(format!("{incarnation}.json"))
+        state_dir
+            .join("streams")
+            .join(format!("{incarnation}.json"))
     }
 
     /// `None` when nothing was acknowledged yet, or the file does not say.
     pub fn load(state_dir: &Path, incarnation: IncarnationId) -> Option<Self> {
         let text = std::fs::read(Self::file(state_dir, incarnation)).ok()?;
-        serde_json::from_slice(&text).ok()
+        serde_json::from_slice(&text)
+            .ok()
+            .filter(|known: &Self| known.durable > Lsn::ZERO)
     }
 
     pub fn store(self, state_dir: &Path, incarnation: IncarnationId) {
@@ -49,9 +53,12 @@ impl Acknowledged {
         }
     }
 
-    /// Whether this says more than `other`.
+    /// Whether this says more than `other`. A report made before the first byte was durable says
+    /// nothing: taken for a position, it would make a gap of everything before the stream's start.
     fn is_beyond(self, other: Option<Self>) -> bool {
-        other.is_none_or(|other| (self.timeline, self.durable) > (other.timeline, other.durable))
+        self.durable > Lsn::ZERO
+            && other
+                .is_none_or(|other| (self.timeline, self.durable) > (other.timeline, other.durable))
     }
 }
 
@@ -148,8 +155,13 @@ impl Ledger {
         self.durable = self.durable.max(object.end);
         self.see_server_flush(object.end);
         self.supersede(&object);
-        self.tails.push((object.start, object.end, object.key.clone()));
-        if let Some(known) = self.objects.iter_mut().find(|known| known.key == object.key) {
+        self.tails
+            .push((object.start, object.end, object.key.clone()));
+        if let Some(known) = self
+            .objects
+            .iter_mut()
+            .find(|known| known.key == object.key)
+        {
             *known = object;
         } else {
             self.objects.push(object);
@@ -185,7 +197,11 @@ impl Ledger {
     }
 
     pub fn add_timeline(&mut self, start: TimelineStart) {
-        if !self.timelines.iter().any(|known| known.timeline == start.timeline) {
+        if !self
+            .timelines
+            .iter()
+            .any(|known| known.timeline == start.timeline)
+        {
             self.timelines.push(start);
         }
     }
@@ -225,7 +241,12 @@ impl Ledger {
             timeline,
             durable,
             objects,
-            superseded: self.superseded.iter().take(most_superseded).cloned().collect(),
+            superseded: self
+                .superseded
+                .iter()
+                .take(most_superseded)
+                .cloned()
+                .collect(),
             timelines: self.timelines.clone(),
             caught_up_at: self.caught_up_at.filter(|_| !cut),
             last_counting: self.last_counting,
@@ -236,12 +257,18 @@ impl Ledger {
 
     /// The control plane has kept this report.
     pub fn acknowledge(&mut self, report: &WalReport) {
-        let kept: BTreeSet<&str> = report.objects.iter().map(|object| object.key.as_str()).collect();
-        self.objects.retain(|object| !kept.contains(object.key.as_str()));
+        let kept: BTreeSet<&str> = report
+            .objects
+            .iter()
+            .map(|object| object.key.as_str())
+            .collect();
+        self.objects
+            .retain(|object| !kept.contains(object.key.as_str()));
         for key in &report.superseded {
             self.superseded.remove(key);
         }
-        self.timelines.retain(|start| !report.timelines.contains(start));
+        self.timelines
+            .retain(|start| !report.timelines.contains(start));
         if self.gap == report.gap {
             self.gap = None;
         }
@@ -283,6 +310,17 @@ mod tests {
             last_counting: None,
             clock_anomaly: None,
         }
+    }
+
+    #[test]
+    fn a_report_from_before_the_first_byte_is_no_position() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut ledger = ledger(dir.path());
+        let report = ledger.report();
+        assert_eq!(report.durable, Lsn::ZERO);
+        ledger.acknowledge(&report);
+        acknowledge_on_disk(dir.path(), &report);
+        assert!(Acknowledged::load(dir.path(), report.incarnation).is_none());
     }
 
     fn ledger(dir: &Path) -> Ledger {
@@ -331,7 +369,10 @@ mod tests {
         let mut told = Vec::new();
         while ledger.unacknowledged() > 0 {
             let report = ledger.report();
-            assert_eq!(report.objects.last().map(|last| last.end), Some(report.durable));
+            assert_eq!(
+                report.objects.last().map(|last| last.end),
+                Some(report.durable)
+            );
             told.extend(report.objects.clone());
             ledger.acknowledge(&report);
         }

@@ -7,9 +7,12 @@ use holdfast_vault::wal::Walker;
 use holdfast_vault::wal::record::Record;
 
 use super::super::pg_wal::PgWal;
-use super::site::{SEGMENT, Site};
-
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+use super::site::{SEGMENT, SOON};
+use crate::postgres::cluster_fixture::PORT;
+use crate::postgres::configuration::{self, ServerConfiguration};
+use crate::postgres::{
+    Installation, Postmaster, PostmasterSpec, ServiceUser, StopMode, connection, initdb, installation,
+};
 
 /// Names as `pg_waldump` prints them, by number.
 const MANAGERS: [&str; 22] = [
@@ -50,29 +53,84 @@ fn line_of_waldump(text: &str) -> Option<String> {
     Some(format!("{manager} {total} {xid} {lsn}{}", stamp.unwrap_or_default()))
 }
 
+/// Every major of this machine: 15 where only the system's packages are, more with `HOLDFAST_PG_BIN`.
 #[tokio::test]
 async fn the_walker_reads_what_pg_waldump_reads() {
-    let site = Site::open(1).await;
-    let postmaster = site.start().await;
-    // Keeps the segments that are compared.
-    site.sql("SELECT pg_create_physical_replication_slot('holdfast', true)").await;
-    let start = site.flushed().await.segment_start(SEGMENT);
-    site.sql("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS t FROM generate_series(1, 20000) i").await;
+    let found = installation::discover(&[]).await;
+    assert!(found.contains_key(&15), "PostgreSQL 15 is installed");
+    for installation in found.into_values().filter(|found| found.program("pg_waldump").exists()) {
+        compare(installation).await;
+    }
+}
+
+async fn compare(installation: Installation) {
+    let root = tempfile::Builder::new()
+        .prefix("hf")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711))
+        .tempdir()
+        .expect("a temporary directory");
+    let user = ServiceUser::resolve("postgres").expect("this machine has the user");
+    let (data_dir, socket_dir) = (root.path().join("data"), root.path().join("s"));
+    user.create_dir_with(&socket_dir, 0o755).expect("made");
+    initdb::run(&installation, &data_dir, &user).await.expect("initdb works");
+    let server = ServerConfiguration {
+        major: installation.major,
+        port: PORT,
+        socket_dir: socket_dir.clone(),
+        cluster_name: "test".into(),
+        agent_os_user: user.agent_name().to_owned(),
+    };
+    configuration::write(&data_dir, &server, &user).expect("written");
+    let postmaster = Postmaster::spawn(&PostmasterSpec {
+        installation: installation.clone(),
+        data_dir: data_dir.clone(),
+        log_file: root.path().join("server.log"),
+        socket_dir: socket_dir.clone(),
+        port: PORT,
+        user,
+        settings: vec![
+            ("listen_addresses".into(), String::new()),
+            ("max_prepared_transactions".into(), "5".into()),
+            ("wal_compression".into(), "on".into()),
+        ],
+    })
+    .await
+    .expect("started");
+    postmaster.wait_ready(SOON).await.expect("ready");
+    let client = connection::connect(&socket_dir, PORT).await.expect("connected");
+    let sql = async |text: &str| {
+        for statement in text.split(';') {
+            client.batch_execute(statement).await.expect("good SQL");
+        }
+    };
+    let flushed = async || -> Lsn {
+        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await;
+        row.expect("a row").get::<_, &str>(0).parse().expect("a position")
+    };
+
+    // The slot keeps the segments that are compared.
+    sql("SET search_path = public; SELECT pg_create_physical_replication_slot('holdfast', true)").await;
+    let start = flushed().await.segment_start(SEGMENT);
+    sql("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS t FROM generate_series(1, 20000) i").await;
     for i in 0..200 {
-        site.sql(&format!(
+        sql(&format!(
             "INSERT INTO big VALUES ({i}, 'x'); UPDATE big SET t = 'y' WHERE i = {i}; \
              BEGIN; SAVEPOINT a; DELETE FROM big WHERE i = {i} + 500; ROLLBACK TO a; COMMIT; \
-             BEGIN; INSERT INTO big VALUES (-1, 'never'); ROLLBACK"
+             BEGIN; INSERT INTO big VALUES (-1, 'never'); ROLLBACK; \
+             BEGIN; INSERT INTO big VALUES (-2, 'p'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'; \
+             BEGIN; INSERT INTO big VALUES (-3, 'q'); PREPARE TRANSACTION 'q'; ROLLBACK PREPARED 'q'; \
+             SELECT pg_logical_emit_message(true, 'holdfast', 'x')"
         ))
         .await;
         if i == 100 {
-            site.sql("SELECT pg_switch_wal(); CHECKPOINT; CREATE INDEX ON big (i); VACUUM big").await;
+            sql("SELECT pg_switch_wal(); CHECKPOINT; CREATE INDEX ON big (i); VACUUM big").await;
         }
     }
-    let end = site.flushed().await;
-    site.stop(&postmaster).await;
+    let end = flushed().await;
+    drop(client);
+    postmaster.stop(StopMode::Fast, SOON).await.expect("stopped");
 
-    let pg_wal = PgWal::new(&site.cluster.data_dir(), SEGMENT);
+    let pg_wal = PgWal::new(&data_dir, SEGMENT);
     let mut walker = Walker::at_page(start, SEGMENT);
     let mut ours = Vec::new();
     let mut at = start;
@@ -85,11 +143,12 @@ async fn the_walker_reads_what_pg_waldump_reads() {
         }
         at = to;
     }
-    let dumped = Command::new(format!("{BIN}/pg_waldump"))
+    assert_eq!(walker.dialect().map(|dialect| dialect.major()), Some(installation.major));
+    let dumped = Command::new(installation.program("pg_waldump"))
         .env("TZ", "UTC")
         .env("PGTZ", "UTC")
         .arg("--path")
-        .arg(site.cluster.data_dir().join("pg_wal"))
+        .arg(data_dir.join("pg_wal"))
         .args(["--start", &start.to_string(), "--end", &end.to_string()])
         .output()
         .expect("pg_waldump runs");
@@ -100,5 +159,10 @@ async fn the_walker_reads_what_pg_waldump_reads() {
         assert_eq!(ours, theirs);
     }
     assert_eq!(ours.len(), theirs.len());
-    println!("{} records agree, {} of them stamped", ours.len(), ours.iter().filter(|l| l.ends_with("UTC")).count());
+    println!(
+        "PostgreSQL {}: {} records agree, {} of them stamped",
+        installation.minor,
+        ours.len(),
+        ours.iter().filter(|line| line.ends_with("UTC")).count()
+    );
 }
