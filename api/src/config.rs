@@ -53,7 +53,11 @@ struct Inner {
 impl Api {
     /// # Errors
     /// [`Error::Jwks`], [`Error::PublicUrl`], [`Error::Seal`].
-    pub fn new(control: ControlPlane, auth: AuthConfig, mut config: ApiConfig) -> Result<Self, Error> {
+    pub fn new(
+        control: ControlPlane,
+        auth: AuthConfig,
+        mut config: ApiConfig,
+    ) -> Result<Self, Error> {
         let url = url::Url::parse(&config.public_url).ok().filter(|url| {
             matches!(url.scheme(), "http" | "https")
                 && url.has_host()

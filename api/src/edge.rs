@@ -64,27 +64,41 @@ pub(crate) async fn observe(State(api): State<Api>, mut request: Request, next: 
     request.extensions_mut().insert(ids.clone());
     let mut response = async {
         match within_limits(&request) {
-            Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|panic| {
-                let what = panic
-                    .downcast_ref::<&str>()
-                    .map(ToString::to_string)
-                    .or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_default();
-                ArmError::internal(&std::io::Error::other(format!("a handler panicked: {what}"))).into_response()
-            }),
+            Ok(()) => AssertUnwindSafe(next.run(request))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|panic| {
+                    let what = panic
+                        .downcast_ref::<&str>()
+                        .map(ToString::to_string)
+                        .or_else(|| panic.downcast_ref::<String>().cloned())
+                        .unwrap_or_default();
+                    ArmError::internal(&std::io::Error::other(format!(
+                        "a handler panicked: {what}"
+                    )))
+                    .into_response()
+                }),
             Err(refused) => refused.into_response(),
         }
     }
     .instrument(span.clone())
     .await;
-    ids.mark(&mut response, &api.config().routing_name, api.control().clock().now());
+    ids.mark(
+        &mut response,
+        &api.config().routing_name,
+        api.control().clock().now(),
+    );
     let status = response.status();
-    let route = response.extensions().get::<Route>().map(|Route(route)| route.clone());
+    let route = response
+        .extensions()
+        .get::<Route>()
+        .map(|Route(route)| route.clone());
     let route = route.as_ref().map_or("", MatchedPath::as_str);
     let took = started.elapsed();
     span.record("http.route", route);
     span.record("http.response.status_code", status.as_u16());
-    api.metrics().request(method.as_str(), route, status.as_u16(), took);
+    api.metrics()
+        .request(method.as_str(), route, status.as_u16(), took);
     span.in_scope(|| {
         tracing::info!(duration_ms = took.as_secs_f64() * 1e3, "request answered");
     });
@@ -110,7 +124,9 @@ fn trace(span: &Span, given: &http::HeaderMap) -> String {
             }
         }
     }
-    let parent = opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&Given(given)));
+    let parent = opentelemetry::global::get_text_map_propagator(|propagator| {
+        propagator.extract(&Given(given))
+    });
     // Fails only when nothing exports traces; then the caller's own context is handed on.
     let _ = span.set_parent(parent);
     let mut taken = Taken(None);
@@ -133,7 +149,11 @@ fn within_limits(request: &Request) -> Result<(), ArmError> {
             "The address is longer than 8 KiB.",
         ));
     }
-    let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let headers: usize = request
+        .headers()
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
     if headers > LONGEST_HEADERS {
         return Err(ArmError::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -142,13 +162,22 @@ fn within_limits(request: &Request) -> Result<(), ArmError> {
         ));
     }
     match *request.method() {
-        Method::GET | Method::HEAD | Method::PUT | Method::POST | Method::PATCH | Method::DELETE => Ok(()),
+        Method::GET
+        | Method::HEAD
+        | Method::PUT
+        | Method::POST
+        | Method::PATCH
+        | Method::DELETE => Ok(()),
         _ => Err(not_allowed()),
     }
 }
 
 /// Lets a request in when its token says who calls, and when that caller has not too many under way.
-pub(crate) async fn authenticate(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn authenticate(
+    State(api): State<Api>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let now = api.control().clock().now();
     let identity = token::bearer(request.headers())
         .and_then(|token| token::check(token, &api.jwks().keys(), api.auth(), now));
@@ -174,14 +203,17 @@ pub(crate) async fn authenticate(State(api): State<Api>, mut request: Request, n
 /// authenticate again without end.
 fn unauthorized(denied: Denied, api: &Api) -> Response {
     tracing::info!(reason = denied.code(), "no identity");
-    let mut response = ArmError::new(StatusCode::UNAUTHORIZED, denied.code(), denied.to_string()).into_response();
+    let mut response =
+        ArmError::new(StatusCode::UNAUTHORIZED, denied.code(), denied.to_string()).into_response();
     let challenge = format!(
         "Bearer authorization_uri=\"{}\", error=\"invalid_token\", error_description=\"{}\"",
         api.auth().issuer.replace(['"', '\\'], ""),
         denied.to_string().replace('"', "'"),
     );
     if let Ok(challenge) = HeaderValue::from_str(&challenge) {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, challenge);
     }
     response
 }

@@ -13,7 +13,10 @@ pub enum Error {
     #[error("a token cannot be signed")]
     Mint(#[source] jsonwebtoken::errors::Error),
     #[error("cannot read or write {}", path.display())]
-    File { path: PathBuf, source: std::io::Error },
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("the public address '{0}' is not an http or https address without path and query")]
     PublicUrl(String),
     #[error("the key that seals list positions cannot be used")]

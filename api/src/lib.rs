@@ -28,14 +28,21 @@ pub use config::{Api, ApiConfig};
 pub use edge::serve;
 pub use error::Error;
 
-use routes::{activity, backup, health, lock, operation, provider, recovery, resource_group, server};
+use routes::{
+    activity, backup, health, lock, operation, provider, recovery, resource_group, server,
+};
 
 /// Every route that a token opens, in reading order.
 #[must_use]
 pub fn table_of_contents() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         // …/flexibleServers/{server}
-        .routes(routes!(server::put, server::get, server::patch, server::delete))
+        .routes(routes!(
+            server::put,
+            server::get,
+            server::patch,
+            server::delete
+        ))
         .routes(routes!(server::start))
         .routes(routes!(server::stop))
         .routes(routes!(server::restart))
@@ -52,16 +59,32 @@ pub fn table_of_contents() -> OpenApiRouter<Api> {
         .routes(routes!(recovery::restore_points))
         .routes(routes!(recovery::connection))
         // Microsoft.Authorization/locks on a subscription, a group, a server
-        .routes(routes!(lock::on_subscription::put, lock::on_subscription::get, lock::on_subscription::delete))
+        .routes(routes!(
+            lock::on_subscription::put,
+            lock::on_subscription::get,
+            lock::on_subscription::delete
+        ))
         .routes(routes!(lock::on_subscription::list))
-        .routes(routes!(lock::on_group::put, lock::on_group::get, lock::on_group::delete))
+        .routes(routes!(
+            lock::on_group::put,
+            lock::on_group::get,
+            lock::on_group::delete
+        ))
         .routes(routes!(lock::on_group::list))
-        .routes(routes!(lock::on_server::put, lock::on_server::get, lock::on_server::delete))
+        .routes(routes!(
+            lock::on_server::put,
+            lock::on_server::get,
+            lock::on_server::delete
+        ))
         .routes(routes!(lock::on_server::list))
         // Microsoft.Insights/eventtypes/management/values
         .routes(routes!(activity::list))
         // …/resourceGroups/{group}
-        .routes(routes!(resource_group::put, resource_group::get, resource_group::head))
+        .routes(routes!(
+            resource_group::put,
+            resource_group::get,
+            resource_group::head
+        ))
         // The provider itself
         .routes(routes!(provider::check_name))
         .routes(routes!(provider::check_name_in))
@@ -98,5 +121,7 @@ pub fn router_of(api: Api) -> Router {
 
 /// `/metrics` alone, for a listener of its own.
 pub fn metrics_router(api: Api) -> Router {
-    Router::new().route("/metrics", get(health::scrape)).with_state(api)
+    Router::new()
+        .route("/metrics", get(health::scrape))
+        .with_state(api)
 }

@@ -15,7 +15,9 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 use crate::arm::Result;
 
-const BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 pub struct Metrics {
     recorder: PrometheusRecorder,
@@ -29,7 +31,10 @@ impl Metrics {
             .set_buckets(BUCKETS)
             .unwrap_or_else(|_| PrometheusBuilder::new())
             .build_recorder();
-        Self { handle: recorder.handle(), recorder }
+        Self {
+            handle: recorder.handle(),
+            recorder,
+        }
     }
 
     /// One request is answered. `route` is the pattern, never the path: paths have no end.
@@ -79,7 +84,10 @@ impl<'a> Family<'a> {
         self.page.push_str(self.name);
         for (index, (label, text)) in labels.iter().enumerate() {
             self.page.push(if index == 0 { '{' } else { ',' });
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let text = text
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
             let _ = write!(self.page, "{label}=\"{text}\"");
         }
         if !labels.is_empty() {
@@ -90,7 +98,10 @@ impl<'a> Family<'a> {
 }
 
 fn seconds(at: DateTime<Utc>) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "microseconds since 1970 fit a double for 285 years")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "microseconds since 1970 fit a double for 285 years"
+    )]
     let micros = at.timestamp_micros() as f64;
     micros / 1e6
 }
@@ -102,36 +113,89 @@ fn number(count: u64) -> f64 {
 
 fn text(gauges: &Gauges) -> String {
     let mut page = String::new();
-    let instants: [(&str, &str, fn(&holdfast_control_plane::gauge::ServerGauge) -> Option<DateTime<Utc>>); 4] = [
-        ("holdfast_backup_last_success_timestamp_seconds", "When the newest complete backup ended; 0 when there is none.", |s| s.last_backup_success),
-        ("holdfast_backup_last_failure_timestamp_seconds", "When a backup failed last; 0 when none did.", |s| s.last_backup_failure),
-        ("holdfast_restorable_earliest_timestamp_seconds", "The earliest instant that can be restored; 0 when there is none.", |s| s.earliest),
-        ("holdfast_restorable_latest_timestamp_seconds", "The latest instant that can be restored; 0 when there is none.", |s| s.latest),
+    let instants: [(
+        &str,
+        &str,
+        fn(&holdfast_control_plane::gauge::ServerGauge) -> Option<DateTime<Utc>>,
+    ); 4] = [
+        (
+            "holdfast_backup_last_success_timestamp_seconds",
+            "When the newest complete backup ended; 0 when there is none.",
+            |s| s.last_backup_success,
+        ),
+        (
+            "holdfast_backup_last_failure_timestamp_seconds",
+            "When a backup failed last; 0 when none did.",
+            |s| s.last_backup_failure,
+        ),
+        (
+            "holdfast_restorable_earliest_timestamp_seconds",
+            "The earliest instant that can be restored; 0 when there is none.",
+            |s| s.earliest,
+        ),
+        (
+            "holdfast_restorable_latest_timestamp_seconds",
+            "The latest instant that can be restored; 0 when there is none.",
+            |s| s.latest,
+        ),
     ];
     for (name, help, of) in instants {
         let mut family = Family::new(&mut page, name, help);
         for server in &gauges.servers {
-            family.line(&[("server", &server.server)], of(server).map_or(0.0, seconds));
+            family.line(
+                &[("server", &server.server)],
+                of(server).map_or(0.0, seconds),
+            );
         }
     }
-    let mut family = Family::new(&mut page, "holdfast_recovery_point_age_seconds", "How old the latest restorable state is: what would be lost now.");
+    let mut family = Family::new(
+        &mut page,
+        "holdfast_recovery_point_age_seconds",
+        "How old the latest restorable state is: what would be lost now.",
+    );
     for server in &gauges.servers {
-        let age = server.recovery_point_age.to_std().unwrap_or_default().as_secs_f64();
+        let age = server
+            .recovery_point_age
+            .to_std()
+            .unwrap_or_default()
+            .as_secs_f64();
         family.line(&[("server", &server.server)], age);
     }
-    let mut family = Family::new(&mut page, "holdfast_backup_storage_used_bytes", "Stored bytes of backups and write-ahead log.");
+    let mut family = Family::new(
+        &mut page,
+        "holdfast_backup_storage_used_bytes",
+        "Stored bytes of backups and write-ahead log.",
+    );
     for server in &gauges.servers {
-        family.line(&[("server", &server.server), ("kind", "backup")], number(server.backup_bytes));
-        family.line(&[("server", &server.server), ("kind", "wal")], number(server.wal_bytes));
+        family.line(
+            &[("server", &server.server), ("kind", "backup")],
+            number(server.backup_bytes),
+        );
+        family.line(
+            &[("server", &server.server), ("kind", "wal")],
+            number(server.wal_bytes),
+        );
     }
-    Family::new(&mut page, "holdfast_operation_in_progress", "Operations that users wait for.")
-        .line(&[], number(gauges.operations_in_progress));
+    Family::new(
+        &mut page,
+        "holdfast_operation_in_progress",
+        "Operations that users wait for.",
+    )
+    .line(&[], number(gauges.operations_in_progress));
     let mut family = Family::new(&mut page, "holdfast_jobs", "Jobs that are not over.");
     for state in ["queued", "leased"] {
-        let count = gauges.jobs.iter().find(|(name, _)| name == state).map_or(0, |(_, count)| *count);
+        let count = gauges
+            .jobs
+            .iter()
+            .find(|(name, _)| name == state)
+            .map_or(0, |(_, count)| *count);
         family.line(&[("state", state)], number(count));
     }
-    let mut family = Family::new(&mut page, "holdfast_agent_up", "1 when the agent was heard from lately.");
+    let mut family = Family::new(
+        &mut page,
+        "holdfast_agent_up",
+        "1 when the agent was heard from lately.",
+    );
     for (agent, up) in &gauges.agents {
         family.line(&[("agent", agent)], f64::from(u8::from(*up)));
     }

@@ -6,7 +6,8 @@
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, Required, SchemaFormat, Type,
+    ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, Required,
+    SchemaFormat, Type,
 };
 
 /// OpenAPI 3.1, built from the handlers.
@@ -23,14 +24,25 @@ pub fn document() -> OpenApi {
         .contact(Some(ContactBuilder::new().name(Some("Holdfast")).build()))
         .build();
     let bearer = SecurityScheme::Http(
-        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build(),
+        HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .build(),
     );
     let components = document.components.take().unwrap_or_default();
-    document.components =
-        Some(ComponentsBuilder::from(components).security_scheme("bearer", bearer).build());
-    document.security = Some(vec![SecurityRequirement::new("bearer", Vec::<String>::new())]);
+    document.components = Some(
+        ComponentsBuilder::from(components)
+            .security_scheme("bearer", bearer)
+            .build(),
+    );
+    document.security = Some(vec![SecurityRequirement::new(
+        "bearer",
+        Vec::<String>::new(),
+    )]);
     for item in document.paths.paths.values_mut() {
-        item.parameters.get_or_insert_default().push(api_version().into());
+        item.parameters
+            .get_or_insert_default()
+            .push(api_version().into());
     }
     document
 }
@@ -63,7 +75,10 @@ mod tests {
             std::fs::write(file, &ours).expect("writes");
         }
         let committed = std::fs::read_to_string(file).unwrap_or_default();
-        assert!(committed == ours, "openapi/arm.json is out of date; renew it with HOLDFAST_WRITE_OPENAPI=1");
+        assert!(
+            committed == ours,
+            "openapi/arm.json is out of date; renew it with HOLDFAST_WRITE_OPENAPI=1"
+        );
     }
 
     #[test]
@@ -74,11 +89,18 @@ mod tests {
             .paths
             .values()
             .flat_map(|item| {
-                [&item.get, &item.put, &item.post, &item.patch, &item.delete, &item.head]
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|operation| operation.operation_id.clone())
-                    .collect::<Vec<_>>()
+                [
+                    &item.get,
+                    &item.put,
+                    &item.post,
+                    &item.patch,
+                    &item.delete,
+                    &item.head,
+                ]
+                .into_iter()
+                .flatten()
+                .filter_map(|operation| operation.operation_id.clone())
+                .collect::<Vec<_>>()
             })
             .collect();
         let all = names.len();

@@ -34,10 +34,9 @@ impl ApiVersion {
                 "The api-version query parameter (?api-version=) is required for all requests.",
             )),
             (Some(text), None) => Self::parse(text).ok_or_else(|| invalid(text)),
-            (first, Some(second)) => Err(invalid(&format!(
-                "{}, {second}",
-                first.unwrap_or_default()
-            ))),
+            (first, Some(second)) => {
+                Err(invalid(&format!("{}, {second}", first.unwrap_or_default())))
+            }
         }
     }
 
@@ -46,7 +45,8 @@ impl ApiVersion {
         let lower = text.to_ascii_lowercase();
         let date = lower.strip_suffix("-preview").unwrap_or(&lower);
         let digits = |range: std::ops::Range<usize>| {
-            date.get(range).is_some_and(|part| part.bytes().all(|b| b.is_ascii_digit()))
+            date.get(range)
+                .is_some_and(|part| part.bytes().all(|b| b.is_ascii_digit()))
         };
         if date.len() != 10 || !digits(0..4) || !digits(5..7) || !digits(8..10) {
             return None;
@@ -80,10 +80,16 @@ impl ApiVersion {
 }
 
 fn invalid(text: &str) -> ArmError {
-    let shown: String = text.chars().take(64).flat_map(char::escape_default).collect();
+    let shown: String = text
+        .chars()
+        .take(64)
+        .flat_map(char::escape_default)
+        .collect();
     ArmError::bad_request(
         "InvalidApiVersionParameter",
-        format!("The api-version '{shown}' is invalid. Give one date of the form YYYY-MM-DD or YYYY-MM-DD-preview, such as {NEWEST}."),
+        format!(
+            "The api-version '{shown}' is invalid. Give one date of the form YYYY-MM-DD or YYYY-MM-DD-preview, such as {NEWEST}."
+        ),
     )
 }
 
@@ -92,22 +98,51 @@ mod tests {
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<String, &'static str> {
-        let query: Vec<_> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        ApiVersion::from_query(&query).map(|v| v.as_str().to_owned()).map_err(|e| e.code())
+        let query: Vec<_> = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        ApiVersion::from_query(&query)
+            .map(|v| v.as_str().to_owned())
+            .map_err(|e| e.code())
     }
 
     #[test]
     fn any_date_is_served_and_nothing_else() {
         // RELIABILITY §4.9 row 20
-        for fine in ["2026-10-01", "2025-08-01", "2024-08-01", "2026-01-01-preview", "2021-06-01"] {
+        for fine in [
+            "2026-10-01",
+            "2025-08-01",
+            "2024-08-01",
+            "2026-01-01-preview",
+            "2021-06-01",
+        ] {
             assert_eq!(read(&[("api-version", fine)]).as_deref(), Ok(fine));
         }
-        assert_eq!(read(&[("API-Version", "2026-01-01-PREVIEW")]).as_deref(), Ok("2026-01-01-preview"));
-        for bad in ["latest", "2026-13-01", "2026-02-30", "2026-1-1", "+026-10-01", "2026-10-01-beta", "2026-10-01 "] {
-            assert_eq!(read(&[("api-version", bad)]), Err("InvalidApiVersionParameter"), "{bad}");
+        assert_eq!(
+            read(&[("API-Version", "2026-01-01-PREVIEW")]).as_deref(),
+            Ok("2026-01-01-preview")
+        );
+        for bad in [
+            "latest",
+            "2026-13-01",
+            "2026-02-30",
+            "2026-1-1",
+            "+026-10-01",
+            "2026-10-01-beta",
+            "2026-10-01 ",
+        ] {
+            assert_eq!(
+                read(&[("api-version", bad)]),
+                Err("InvalidApiVersionParameter"),
+                "{bad}"
+            );
         }
         assert_eq!(read(&[]), Err("MissingApiVersionParameter"));
-        assert_eq!(read(&[("api-version", "")]), Err("MissingApiVersionParameter"));
+        assert_eq!(
+            read(&[("api-version", "")]),
+            Err("MissingApiVersionParameter")
+        );
         assert_eq!(
             read(&[("api-version", "2026-10-01"), ("Api-Version", "2026-10-01")]),
             Err("InvalidApiVersionParameter")

@@ -60,7 +60,9 @@ pub fn too_large() -> ArmError {
 /// # Errors
 /// 415 for another content type, 400 `InvalidRequestContent` for anything but one strict JSON value.
 pub fn json(headers: &HeaderMap, bytes: &[u8]) -> Result<Value> {
-    let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
     let essence = kind.map(|kind| {
         let end = kind.iter().position(|b| *b == b';').unwrap_or(kind.len());
         kind[..end].trim_ascii()
@@ -129,7 +131,10 @@ struct Strict(usize);
 
 impl<'de> DeserializeSeed<'de> for Strict {
     type Value = Value;
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
@@ -172,7 +177,10 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Value, A::Error> {
-        let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom("it is nested more than 32 deep"))?;
+        let below = self
+            .0
+            .checked_sub(1)
+            .ok_or_else(|| A::Error::custom("it is nested more than 32 deep"))?;
         let mut items = Vec::new();
         while let Some(item) = seq.next_element_seed(Strict(below))? {
             if items.len() == ITEMS {
@@ -184,7 +192,10 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
-        let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom("it is nested more than 32 deep"))?;
+        let below = self
+            .0
+            .checked_sub(1)
+            .ok_or_else(|| A::Error::custom("it is nested more than 32 deep"))?;
         let mut members = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(Strict(below))?;
@@ -207,7 +218,8 @@ mod tests {
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Value, (u16, &'static str)> {
-        json(&headers("application/json; charset=utf-8"), bytes).map_err(|e| (e.status().as_u16(), e.code()))
+        json(&headers("application/json; charset=utf-8"), bytes)
+            .map_err(|e| (e.status().as_u16(), e.code()))
     }
 
     #[test]
@@ -217,21 +229,53 @@ mod tests {
         let deep = |n: usize| format!("{}1{}", "{\"a\":".repeat(n), "}".repeat(n));
         let long = format!("{{\"a\":[{}1]}}", "1,".repeat(1_000));
         for bad in [
-            &b"\xef\xbb\xbf{}"[..], b"{} x", b"{}{}", b"{\"a\":1,\"a\":2}", b"{\"a\":{\"b\":1,\"b\":2}}", b"{\"a\":\"\xff\"}",
-            b"{\"a\":", b"", b"[]", b"null", b"{'a':1}", b"{\"a\":NaN}", b"{\"a\":1e999}", deep(33).as_bytes(), deep(10_000).as_bytes(), long.as_bytes(),
+            &b"\xef\xbb\xbf{}"[..],
+            b"{} x",
+            b"{}{}",
+            b"{\"a\":1,\"a\":2}",
+            b"{\"a\":{\"b\":1,\"b\":2}}",
+            b"{\"a\":\"\xff\"}",
+            b"{\"a\":",
+            b"",
+            b"[]",
+            b"null",
+            b"{'a':1}",
+            b"{\"a\":NaN}",
+            b"{\"a\":1e999}",
+            deep(33).as_bytes(),
+            deep(10_000).as_bytes(),
+            long.as_bytes(),
         ] {
-            assert_eq!(parse(bad), refused, "{:?}", String::from_utf8_lossy(&bad[..bad.len().min(40)]));
+            assert_eq!(
+                parse(bad),
+                refused,
+                "{:?}",
+                String::from_utf8_lossy(&bad[..bad.len().min(40)])
+            );
         }
         assert!(parse(deep(32).as_bytes()).is_ok());
-        assert_eq!(parse(b" {\"a\":[1,2.5,null,\"\\u00e9\"]} \n").map(|v| v.to_string()).as_deref(), Ok("{\"a\":[1,2.5,null,\"é\"]}"));
+        assert_eq!(
+            parse(b" {\"a\":[1,2.5,null,\"\\u00e9\"]} \n")
+                .map(|v| v.to_string())
+                .as_deref(),
+            Ok("{\"a\":[1,2.5,null,\"é\"]}")
+        );
     }
 
     #[test]
     fn another_content_type_is_refused() {
         // RELIABILITY §4.9 row 22
-        for kind in ["text/xml", "application/x-www-form-urlencoded", "application/jsonx", ""] {
+        for kind in [
+            "text/xml",
+            "application/x-www-form-urlencoded",
+            "application/jsonx",
+            "",
+        ] {
             let error = json(&headers(kind), b"{}").expect_err("refused");
-            assert_eq!((error.status().as_u16(), error.code()), (415, "UnsupportedMediaType"));
+            assert_eq!(
+                (error.status().as_u16(), error.code()),
+                (415, "UnsupportedMediaType")
+            );
         }
         assert!(json(&HeaderMap::new(), b"{}").is_err());
         assert!(json(&headers("APPLICATION/JSON;charset=UTF-8"), b"{}").is_ok());
@@ -239,17 +283,29 @@ mod tests {
 
     #[tokio::test]
     async fn encoded_and_oversized_bodies_are_refused_before_they_are_kept() {
-        let gzip = HeaderMap::from_iter([(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
-        assert_eq!(read(&gzip, Body::from("x")).await.map_err(|e| e.status().as_u16()), Err(415));
+        let gzip =
+            HeaderMap::from_iter([(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))]);
+        assert_eq!(
+            read(&gzip, Body::from("x"))
+                .await
+                .map_err(|e| e.status().as_u16()),
+            Err(415)
+        );
         let large = Body::from(vec![b' '; LIMIT_BYTES + 1]);
-        assert_eq!(read(&HeaderMap::new(), large).await.map_err(|e| e.status().as_u16()), Err(413));
+        assert_eq!(
+            read(&HeaderMap::new(), large)
+                .await
+                .map_err(|e| e.status().as_u16()),
+            Err(413)
+        );
         let fits = Body::from(vec![b' '; LIMIT_BYTES]);
         assert!(read(&HeaderMap::new(), fits).await.is_ok());
     }
 
     #[test]
     fn a_refused_body_is_not_quoted() {
-        let error = json(&headers("application/json"), b"{\"password\":\"s3cret\",}").expect_err("refused");
+        let error =
+            json(&headers("application/json"), b"{\"password\":\"s3cret\",}").expect_err("refused");
         assert!(!error.message().contains("s3cret"));
     }
 }

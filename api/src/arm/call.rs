@@ -40,10 +40,20 @@ impl FromRequest<Api> for Call {
     async fn from_request(request: Request, api: &Api) -> Result<Self> {
         let (parts, body) = request.into_parts();
         let missing = |what: &'static str| {
-            ArmError::internal(&std::io::Error::other(format!("a request came without {what}")))
+            ArmError::internal(&std::io::Error::other(format!(
+                "a request came without {what}"
+            )))
         };
-        let identity = parts.extensions.get::<Identity>().cloned().ok_or_else(|| missing("identity"))?;
-        let ids = parts.extensions.get::<Ids>().cloned().ok_or_else(|| missing("ids"))?;
+        let identity = parts
+            .extensions
+            .get::<Identity>()
+            .cloned()
+            .ok_or_else(|| missing("identity"))?;
+        let ids = parts
+            .extensions
+            .get::<Ids>()
+            .cloned()
+            .ok_or_else(|| missing("ids"))?;
         let query: Vec<(String, String)> =
             url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
                 .into_owned()
@@ -105,7 +115,11 @@ impl Call {
     }
 
     async fn bytes(&self) -> Result<Bytes> {
-        let body = self.body.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let body = self
+            .body
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         body::read(&self.headers, body.unwrap_or_default()).await
     }
 
@@ -156,7 +170,9 @@ impl Call {
     /// # Errors
     /// 400 for a `$skipToken` that is not this list's.
     pub fn page(&self) -> Result<PageRequest> {
-        self.api.seal().request(&self.rights.identity.principal, &self.path, &self.query)
+        self.api
+            .seal()
+            .request(&self.rights.identity.principal, &self.path, &self.query)
     }
 
     /// # Errors

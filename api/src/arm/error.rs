@@ -68,7 +68,9 @@ impl ArmError {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "InternalServerError",
-            format!("An unexpected error occurred while processing the request. Tracking ID: '{tracking}'"),
+            format!(
+                "An unexpected error occurred while processing the request. Tracking ID: '{tracking}'"
+            ),
         )
     }
 
@@ -79,7 +81,12 @@ impl ArmError {
     }
 
     #[must_use]
-    pub fn with_detail(mut self, code: &'static str, message: impl Into<String>, target: &str) -> Self {
+    pub fn with_detail(
+        mut self,
+        code: &'static str,
+        message: impl Into<String>,
+        target: &str,
+    ) -> Self {
         self.details.push(ErrorDetail {
             code: code.to_owned(),
             message: message.into(),
@@ -135,9 +142,14 @@ impl From<Refusal> for ArmError {
             Refusal::CreateOnly { target, .. } => {
                 say(S::BAD_REQUEST, "InvalidParameterValue").at(target)
             }
-            Refusal::RestoreTimeOutOfRange { earliest, latest, .. } => {
+            Refusal::RestoreTimeOutOfRange {
+                earliest, latest, ..
+            } => {
                 let mut error = say(S::BAD_REQUEST, "InvalidParameterValue").at("pointInTimeUTC");
-                for (target, bound) in [("earliestRestoreDate", earliest), ("latestRestoreDate", latest)] {
+                for (target, bound) in [
+                    ("earliestRestoreDate", earliest),
+                    ("latestRestoreDate", latest),
+                ] {
                     if let Some(bound) = bound {
                         error = error.with_detail("RestorableWindow", wire(bound), target);
                     }
@@ -173,7 +185,14 @@ impl From<Refusal> for ArmError {
             Refusal::ResourceGroupNotFound(_) => say(S::NOT_FOUND, "ResourceGroupNotFound"),
             Refusal::ResourceNotFound { kind, .. } => {
                 let lock = kind.eq_ignore_ascii_case("Microsoft.Authorization/locks");
-                say(S::NOT_FOUND, if lock { "LockNotFound" } else { "ResourceNotFound" })
+                say(
+                    S::NOT_FOUND,
+                    if lock {
+                        "LockNotFound"
+                    } else {
+                        "ResourceNotFound"
+                    },
+                )
             }
             Refusal::OperationNotFound(_) => say(S::NOT_FOUND, "OperationNotFound"),
             Refusal::BackupAlreadyExists { .. } => say(S::CONFLICT, "BackupAlreadyExists"),
@@ -244,7 +263,13 @@ mod tests {
     }
 
     async fn body(error: ArmError) -> serde_json::Value {
-        let bytes = error.into_response().into_body().collect().await.expect("in memory").to_bytes();
+        let bytes = error
+            .into_response()
+            .into_body()
+            .collect()
+            .await
+            .expect("in memory")
+            .to_bytes();
         serde_json::from_slice(&bytes).expect("JSON")
     }
 
@@ -277,8 +302,15 @@ mod tests {
         for refusal in [
             Refusal::ServerIsBusy { server: name() },
             Refusal::ServerNameAlreadyExists { name: name() },
-            Refusal::ScopeLocked { target: name(), verb: "delete", locked: vec![name()] },
-            Refusal::OnDemandBackupLimitReached { server: name(), limit: 7 },
+            Refusal::ScopeLocked {
+                target: name(),
+                verb: "delete",
+                locked: vec![name()],
+            },
+            Refusal::OnDemandBackupLimitReached {
+                server: name(),
+                limit: 7,
+            },
             Refusal::NotSupported(name()),
             Refusal::ResourceGroupNotFound(name()),
         ] {
@@ -292,19 +324,70 @@ mod tests {
     fn codes_and_statuses_are_those_of_the_contract() {
         let name = || "x".to_owned();
         let cases = [
-            (Refusal::ServerIsBusy { server: name() }, 409, "ServerIsBusy"),
-            (Refusal::BackupAlreadyExists { server: name(), backup: name() }, 409, "BackupAlreadyExists"),
-            (Refusal::AutomaticBackupCannotBeDeleted { backup: name(), retention_days: 7 }, 400, "AutomaticBackupCannotBeDeleted"),
-            (Refusal::OnDemandBackupNotSupported { server: name(), reason: "x" }, 400, "OnDemandBackupNotSupported"),
-            (Refusal::SubscriptionNotFound(name()), 404, "SubscriptionNotFound"),
-            (Refusal::ResourceNotFound { kind: "Microsoft.Authorization/locks", name: name(), group: name() }, 404, "LockNotFound"),
-            (Refusal::ResourceNotFound { kind: "Microsoft.DBforPostgreSQL/flexibleServers", name: name(), group: name() }, 404, "ResourceNotFound"),
+            (
+                Refusal::ServerIsBusy { server: name() },
+                409,
+                "ServerIsBusy",
+            ),
+            (
+                Refusal::BackupAlreadyExists {
+                    server: name(),
+                    backup: name(),
+                },
+                409,
+                "BackupAlreadyExists",
+            ),
+            (
+                Refusal::AutomaticBackupCannotBeDeleted {
+                    backup: name(),
+                    retention_days: 7,
+                },
+                400,
+                "AutomaticBackupCannotBeDeleted",
+            ),
+            (
+                Refusal::OnDemandBackupNotSupported {
+                    server: name(),
+                    reason: "x",
+                },
+                400,
+                "OnDemandBackupNotSupported",
+            ),
+            (
+                Refusal::SubscriptionNotFound(name()),
+                404,
+                "SubscriptionNotFound",
+            ),
+            (
+                Refusal::ResourceNotFound {
+                    kind: "Microsoft.Authorization/locks",
+                    name: name(),
+                    group: name(),
+                },
+                404,
+                "LockNotFound",
+            ),
+            (
+                Refusal::ResourceNotFound {
+                    kind: "Microsoft.DBforPostgreSQL/flexibleServers",
+                    name: name(),
+                    group: name(),
+                },
+                404,
+                "ResourceNotFound",
+            ),
         ];
         for (refusal, status, code) in cases {
             let error = ArmError::from(refusal);
             assert_eq!((error.status().as_u16(), error.code()), (status, code));
         }
-        let retention = ArmError::from(Refusal::invalid("properties.backup.backupRetentionDays", "x"));
-        assert_eq!(retention.target(), Some("properties.backup.backupRetentionDays"));
+        let retention = ArmError::from(Refusal::invalid(
+            "properties.backup.backupRetentionDays",
+            "x",
+        ));
+        assert_eq!(
+            retention.target(),
+            Some("properties.backup.backupRetentionDays")
+        );
     }
 }

@@ -21,7 +21,11 @@ const DAYS_BACK: i64 = 91;
 
 /// # Errors
 /// 400 `BadRequest` that says what to write instead.
-pub fn activity(text: Option<&str>, subscription: SubscriptionId, now: DateTime<Utc>) -> Result<ActivityFilter> {
+pub fn activity(
+    text: Option<&str>,
+    subscription: SubscriptionId,
+    now: DateTime<Utc>,
+) -> Result<ActivityFilter> {
     let text = text.ok_or_else(|| bad("$filter is required"))?;
     if text.len() > LONGEST {
         return Err(bad("it is too long"));
@@ -75,7 +79,11 @@ fn term(
         ("eventtimestamp", "le") => return once(&mut filter.to, time(value)?),
         ("eventtimestamp", _) => return Err(bad("eventTimestamp is compared by ge and le")),
         (_, "eq") => {}
-        _ => return Err(bad("the operators are eq and, for eventTimestamp, ge and le")),
+        _ => {
+            return Err(bad(
+                "the operators are eq and, for eventTimestamp, ge and le",
+            ));
+        }
     }
     let text = value.to_owned();
     match name.as_str() {
@@ -128,7 +136,9 @@ fn value(text: &str) -> Result<(String, &str)> {
         let end = text.find(' ').unwrap_or(text.len());
         let (bare, rest) = text.split_at(end);
         if bare.is_empty() || bare.contains(['\'', '(', ')']) {
-            return Err(bad("a value is quoted, or bare without quotes and parentheses"));
+            return Err(bad(
+                "a value is quoted, or bare without quotes and parentheses",
+            ));
         }
         return Ok((bare.to_owned(), rest));
     };
@@ -174,35 +184,63 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<ActivityFilter> {
-        activity(Some(text), SubscriptionId::new(), "2026-11-20T10:00:00Z".parse().expect("valid"))
+        activity(
+            Some(text),
+            SubscriptionId::new(),
+            "2026-11-20T10:00:00Z".parse().expect("valid"),
+        )
     }
 
     #[test]
     fn what_clients_write_is_understood() {
         // az: no quotes, no zone; SDK: quoted
         let filter = read("eventTimestamp ge 2026-11-20T08:55:41.035699 and eventTimestamp le 2026-11-20T09:55:41.035699 and resourceId eq /subscriptions/x/y and status eq Succeeded").expect("valid");
-        assert_eq!(Some(filter.from), instant::parse("2026-11-20T08:55:41.035699Z"));
+        assert_eq!(
+            Some(filter.from),
+            instant::parse("2026-11-20T08:55:41.035699Z")
+        );
         assert_eq!(filter.to, instant::parse("2026-11-20T09:55:41.035699Z"));
         assert_eq!(filter.resource_id.as_deref(), Some("/subscriptions/x/y"));
         assert_eq!(filter.status, Some(ActivityStatus::Succeeded));
         let filter = read("EVENTTIMESTAMP GE '2026-11-19' AND resourceUri eq '/a b' and caller eq 'o''neill' and resourceProvider eq 'Microsoft.DBforPostgreSQL'").expect("valid");
-        assert_eq!((filter.resource_id.as_deref(), filter.caller.as_deref()), (Some("/a b"), Some("o'neill")));
+        assert_eq!(
+            (filter.resource_id.as_deref(), filter.caller.as_deref()),
+            (Some("/a b"), Some("o'neill"))
+        );
     }
 
     #[test]
     fn anything_else_is_refused() {
         // RELIABILITY §4.9 row 28
-        let long = format!("eventTimestamp ge '2026-11-20T00:00:00Z' and caller eq '{}'", "x".repeat(1 << 20));
+        let long = format!(
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and caller eq '{}'",
+            "x".repeat(1 << 20)
+        );
         for bad in [
-            "", "resourceGroupName eq 'rg1'", "eventTimestamp ge ''", "eventTimestamp ge 'yesterday'", "eventTimestamp gt '2026-11-20T00:00:00Z'",
-            "eventTimestamp ge '2026-11-20T00:00:00Z' or caller eq 'x'", "(eventTimestamp ge '2026-11-20T00:00:00Z')",
-            "eventTimestamp ge '2026-11-20T00:00:00Z' and caller eq '' or 1=1", "eventTimestamp ge '2026-11-20T00:00:00Z' and caller eq 'x' or 1=1 --'",
-            "eventTimestamp ge '2026-11-20T00:00:00Z' and caller ne 'x'", "eventTimestamp ge '2026-11-20T00:00:00Z' and colour eq 'x'",
-            "eventTimestamp ge '2026-11-20T00:00:00Z' and", "eventTimestamp ge '2026-11-20T00:00:00Z", "eventTimestamp ge '2026-08-01T00:00:00Z'",
-            "eventTimestamp ge '2026-11-20T00:00:00Z' and eventTimestamp ge '2026-11-20T00:00:00Z'", "eventTimestamp ge '2026-11-20T00:00:00Z' and status eq 'Fine'", &long,
+            "",
+            "resourceGroupName eq 'rg1'",
+            "eventTimestamp ge ''",
+            "eventTimestamp ge 'yesterday'",
+            "eventTimestamp gt '2026-11-20T00:00:00Z'",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' or caller eq 'x'",
+            "(eventTimestamp ge '2026-11-20T00:00:00Z')",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and caller eq '' or 1=1",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and caller eq 'x' or 1=1 --'",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and caller ne 'x'",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and colour eq 'x'",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and",
+            "eventTimestamp ge '2026-11-20T00:00:00Z",
+            "eventTimestamp ge '2026-08-01T00:00:00Z'",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and eventTimestamp ge '2026-11-20T00:00:00Z'",
+            "eventTimestamp ge '2026-11-20T00:00:00Z' and status eq 'Fine'",
+            &long,
         ] {
             let error = read(bad).map(|_| ()).expect_err("refused");
-            assert_eq!((error.status().as_u16(), error.target()), (400, Some("$filter")), "{bad:.80}");
+            assert_eq!(
+                (error.status().as_u16(), error.target()),
+                (400, Some("$filter")),
+                "{bad:.80}"
+            );
         }
         assert!(activity(None, SubscriptionId::new(), DateTime::UNIX_EPOCH).is_err());
     }

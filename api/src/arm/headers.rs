@@ -15,7 +15,8 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 const CORRELATION: HeaderName = HeaderName::from_static("x-ms-correlation-request-id");
 const ROUTING: HeaderName = HeaderName::from_static("x-ms-routing-request-id");
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
-const RETURN_CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-return-client-request-id");
+const RETURN_CLIENT_REQUEST_ID: HeaderName =
+    HeaderName::from_static("x-ms-return-client-request-id");
 
 /// The other end of the connection.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +43,8 @@ impl Ids {
             request,
             correlation: text(&CORRELATION).unwrap_or_else(|| Uuid::new_v4().to_string()),
             client_request: text(&CLIENT_REQUEST_ID),
-            returned: text(&RETURN_CLIENT_REQUEST_ID).is_some_and(|v| v.eq_ignore_ascii_case("true")),
+            returned: text(&RETURN_CLIENT_REQUEST_ID)
+                .is_some_and(|v| v.eq_ignore_ascii_case("true")),
             peer,
             traceparent: None,
         }
@@ -56,13 +58,20 @@ impl Ids {
                 headers.insert(name, value);
             }
         };
-        let routing = format!("{routing_name}:{}:{}", now.format("%Y%m%dT%H%M%SZ"), self.correlation);
+        let routing = format!(
+            "{routing_name}:{}:{}",
+            now.format("%Y%m%dT%H%M%SZ"),
+            self.correlation
+        );
         set(CORRELATION, &self.correlation);
         set(ROUTING, &routing);
         set(header::CACHE_CONTROL, "no-cache");
         set(header::PRAGMA, "no-cache");
         set(header::EXPIRES, "-1");
-        set(header::STRICT_TRANSPORT_SECURITY, "max-age=31536000; includeSubDomains");
+        set(
+            header::STRICT_TRANSPORT_SECURITY,
+            "max-age=31536000; includeSubDomains",
+        );
         set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
         if let Some(id) = self.client_request.as_deref().filter(|_| self.returned) {
             set(CLIENT_REQUEST_ID, id);
@@ -98,7 +107,9 @@ pub fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     let hex = |part: &str, length: usize| {
         part.len() == length
-            && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
             && (length == 2 || part.bytes().any(|b| b != b'0'))
     };
     let parts: Vec<&str> = text.split('-').collect();
@@ -124,7 +135,12 @@ mod tests {
     fn headers(pairs: &[(&'static str, &[u8])]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_bytes(value).expect("a value")))
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_bytes(value).expect("a value"),
+                )
+            })
             .collect()
     }
 
@@ -138,13 +154,28 @@ mod tests {
         ]);
         let ids = Ids::of(&given, None);
         let mut response = Response::new(Body::empty());
-        ids.mark(&mut response, "EASTUS2", "2026-11-20T10:00:00Z".parse().expect("valid"));
-        let shown = |name: &str| response.headers().get(name).map(|v| v.to_str().expect("text").to_owned());
+        ids.mark(
+            &mut response,
+            "EASTUS2",
+            "2026-11-20T10:00:00Z".parse().expect("valid"),
+        );
+        let shown = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .map(|v| v.to_str().expect("text").to_owned())
+        };
         assert_eq!(shown("x-ms-correlation-request-id").as_deref(), Some("c-1"));
         assert_eq!(shown("x-ms-client-request-id").as_deref(), Some("r-1"));
-        assert_eq!(shown("x-ms-routing-request-id").as_deref(), Some("EASTUS2:20261120T100000Z:c-1"));
+        assert_eq!(
+            shown("x-ms-routing-request-id").as_deref(),
+            Some("EASTUS2:20261120T100000Z:c-1")
+        );
         assert_eq!(shown("x-ms-request-id"), Some(ids.request.to_string()));
-        assert_eq!(shown("content-type").as_deref(), Some("application/json; charset=utf-8"));
+        assert_eq!(
+            shown("content-type").as_deref(),
+            Some("application/json; charset=utf-8")
+        );
         assert_eq!(shown("cache-control").as_deref(), Some("no-cache"));
     }
 
@@ -153,7 +184,9 @@ mod tests {
         // RELIABILITY §4.9 row 45
         let long = [b'a'; 129];
         for bad in [&b"a b"[..], b"\x1b[31m", "\u{e9}".as_bytes(), &long] {
-            let Ok(value) = HeaderValue::from_bytes(bad) else { continue };
+            let Ok(value) = HeaderValue::from_bytes(bad) else {
+                continue;
+            };
             let given = HeaderMap::from_iter([(CLIENT_REQUEST_ID, value)]);
             assert_eq!(Ids::of(&given, None).client_request, None);
         }
@@ -162,9 +195,20 @@ mod tests {
     #[test]
     fn only_a_traceparent_is_a_traceparent() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(traceparent(&headers(&[("traceparent", good.as_bytes())])).as_deref(), Some(good));
-        for bad in ["00-0-0-0", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-00000000000000000000000000000000-b7ad6b7169203331-01", "x"] {
-            assert_eq!(traceparent(&headers(&[("traceparent", bad.as_bytes())])), None);
+        assert_eq!(
+            traceparent(&headers(&[("traceparent", good.as_bytes())])).as_deref(),
+            Some(good)
+        );
+        for bad in [
+            "00-0-0-0",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "x",
+        ] {
+            assert_eq!(
+                traceparent(&headers(&[("traceparent", bad.as_bytes())])),
+                None
+            );
         }
         assert!(traceparent(&headers(&[("traceparent", new_traceparent().as_bytes())])).is_some());
     }

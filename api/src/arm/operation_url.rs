@@ -40,8 +40,11 @@ impl OperationUrls {
 #[must_use]
 pub fn accepted(operation: &Operation, public_url: &str, version: &ApiVersion) -> Response {
     let urls = OperationUrls::of(operation, public_url, version);
-    let mut response =
-        (StatusCode::ACCEPTED, axum::Json(AcceptedOperation::from(operation))).into_response();
+    let mut response = (
+        StatusCode::ACCEPTED,
+        axum::Json(AcceptedOperation::from(operation)),
+    )
+        .into_response();
     let headers = response.headers_mut();
     for (name, value) in [
         (AZURE_ASYNC_OPERATION, urls.status),
@@ -91,8 +94,14 @@ mod tests {
         let shown = |name: &str| response.headers()[name].to_str().expect("text").to_owned();
         let base = "https://localhost:8443/subscriptions/11111111-2222-3333-4444-555555555555/providers/Microsoft.DBforPostgreSQL/locations/eastus2";
         let id = "01890000-0000-7000-8000-000000000001";
-        assert_eq!(shown("azure-asyncoperation"), format!("{base}/azureAsyncOperation/{id}?api-version=2025-08-01"));
-        assert_eq!(shown("location"), format!("{base}/operationResults/{id}?api-version=2025-08-01"));
+        assert_eq!(
+            shown("azure-asyncoperation"),
+            format!("{base}/azureAsyncOperation/{id}?api-version=2025-08-01")
+        );
+        assert_eq!(
+            shown("location"),
+            format!("{base}/operationResults/{id}?api-version=2025-08-01")
+        );
         assert_eq!(shown("retry-after"), "1");
         assert_eq!(shown("x-ms-request-id"), id);
     }

@@ -65,9 +65,17 @@ impl Seal {
     ///
     /// # Errors
     /// 400 for a token that is not ours, another caller's, or another query's.
-    pub fn request(&self, principal: &str, path: &str, query: &[(String, String)]) -> Result<PageRequest> {
+    pub fn request(
+        &self,
+        principal: &str,
+        path: &str,
+        query: &[(String, String)],
+    ) -> Result<PageRequest> {
         let Some((_, token)) = query.iter().find(|(key, _)| is_token(key)) else {
-            return Ok(PageRequest { after: None, limit: SIZE });
+            return Ok(PageRequest {
+                after: None,
+                limit: SIZE,
+            });
         };
         let after = self
             .open(token, &Self::bound(principal, path, query))
@@ -78,7 +86,10 @@ impl Seal {
                 )
                 .at("$skipToken")
             })?;
-        Ok(PageRequest { after: Some(after), limit: SIZE })
+        Ok(PageRequest {
+            after: Some(after),
+            limit: SIZE,
+        })
     }
 
     /// The absolute address of the next page.
@@ -113,7 +124,10 @@ mod tests {
     use super::*;
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -122,15 +136,30 @@ mod tests {
         let seal = Seal::new(&[7; 32]).expect("a key");
         let query = pairs(&[("api-version", "2026-10-01"), ("$filter", "a b")]);
         let link = seal
-            .next_link("https://localhost:8443", "me", "/subscriptions/s/x", &query, Some("pg1"))
+            .next_link(
+                "https://localhost:8443",
+                "me",
+                "/subscriptions/s/x",
+                &query,
+                Some("pg1"),
+            )
             .expect("sealed")
             .expect("a next page");
         let url = url::Url::parse(&link).expect("absolute");
         assert_eq!(url.path(), "/subscriptions/s/x");
         let followed: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         assert_eq!(followed[..2], query[..]);
-        assert_eq!(seal.request("me", "/subscriptions/S/x", &followed).expect("mine").after.as_deref(), Some("pg1"));
-        assert!(seal.request("you", "/subscriptions/s/x", &followed).is_err());
+        assert_eq!(
+            seal.request("me", "/subscriptions/S/x", &followed)
+                .expect("mine")
+                .after
+                .as_deref(),
+            Some("pg1")
+        );
+        assert!(
+            seal.request("you", "/subscriptions/s/x", &followed)
+                .is_err()
+        );
         assert!(seal.request("me", "/subscriptions/s/y", &followed).is_err());
         let mut other = followed.clone();
         other[1].1 = "c".into();
@@ -138,7 +167,10 @@ mod tests {
         for edited in ["", "AAAA", &"A".repeat(60), &"A".repeat(9_000)] {
             let mut edited_query = query.clone();
             edited_query.push(("$skiptoken".into(), edited.to_owned()));
-            assert!(seal.request("me", "/subscriptions/s/x", &edited_query).is_err());
+            assert!(
+                seal.request("me", "/subscriptions/s/x", &edited_query)
+                    .is_err()
+            );
         }
     }
 }

@@ -39,8 +39,22 @@ const WORDS: &[&str] = &[
 ];
 
 const ESCAPED: &AsciiSet = &CONTROLS
-    .add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'<').add(b'>').add(b'?')
-    .add(b'[').add(b'\\').add(b']').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'/')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
 /// Rewrites a request's path to the spelling of the routes.
 ///
@@ -101,7 +115,9 @@ fn spelled(segment: &str) -> String {
 /// `flexibleServers` (contract, other-apis §2). Nowhere else does an empty segment pass.
 fn collapse_before_locks(segments: &mut Vec<String>) {
     let is = |index: usize, word: &str| {
-        segments.get(index).is_some_and(|segment| segment.eq_ignore_ascii_case(word))
+        segments
+            .get(index)
+            .is_some_and(|segment| segment.eq_ignore_ascii_case(word))
     };
     let Some(empty) = segments.iter().position(String::is_empty) else {
         return;
@@ -109,9 +125,7 @@ fn collapse_before_locks(segments: &mut Vec<String>) {
     let locks = segments
         .iter()
         .rposition(|segment| segment.eq_ignore_ascii_case("Microsoft.Authorization"))
-        .is_some_and(|authorization| {
-            authorization > empty && is(authorization + 1, "locks")
-        });
+        .is_some_and(|authorization| authorization > empty && is(authorization + 1, "locks"));
     if locks && is(empty + 1, SERVERS) {
         segments.remove(empty);
     }
@@ -133,7 +147,9 @@ fn decode(raw: &str) -> Result<String, Refusal> {
         let hex = |digit: Option<u8>| digit.and_then(|d| char::from(d).to_digit(16));
         match (hex(bytes.next()), hex(bytes.next())) {
             (Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"));
+                decoded.push(
+                    u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"),
+                );
             }
             _ => return Err(refused("a '%' must begin a two-digit escape")),
         }
@@ -141,7 +157,10 @@ fn decode(raw: &str) -> Result<String, Refusal> {
     if !decoded.iter().all(|byte| (b' '..=b'~').contains(byte)) {
         return Err(refused("use printable ASCII characters only"));
     }
-    if decoded.iter().any(|byte| matches!(byte, b'/' | b'\\' | b'%')) {
+    if decoded
+        .iter()
+        .any(|byte| matches!(byte, b'/' | b'\\' | b'%'))
+    {
         return Err(refused("'/', '\\' and '%' are not allowed inside a name"));
     }
     let text = String::from_utf8(decoded).expect("printable ASCII is UTF-8");
@@ -251,7 +270,10 @@ impl OperationPath {
 impl GroupPath {
     #[must_use]
     pub fn scope(&self) -> String {
-        format!("/subscriptions/{}/resourceGroups/{}", self.subscription, self.group)
+        format!(
+            "/subscriptions/{}/resourceGroups/{}",
+            self.subscription, self.group
+        )
     }
 
     /// # Errors
@@ -337,31 +359,61 @@ mod tests {
             Ok(format!("{S}/resourceGroups/Backups/providers/Microsoft.DBforPostgreSQL/flexibleServers/Providers/backups/Start").as_str())
         );
         assert_eq!(
-            canonical(&format!("{S}/providers/microsoft.insights/EventTypes/Management/Values")).as_deref(),
+            canonical(&format!(
+                "{S}/providers/microsoft.insights/EventTypes/Management/Values"
+            ))
+            .as_deref(),
             Ok(format!("{S}/providers/Microsoft.Insights/eventtypes/management/values").as_str())
         );
         assert_eq!(
             canonical(&format!("{S}/providers/Microsoft.DBforPostgreSQL/locations/Canada%20Central/azureasyncoperation/x")).as_deref(),
             Ok(format!("{S}/providers/Microsoft.DBforPostgreSQL/locations/Canada%20Central/azureAsyncOperation/x").as_str())
         );
-        assert_eq!(canonical(&format!("{S}/resourcegroups/g/")).as_deref(), Ok(format!("{S}/resourceGroups/g").as_str()));
+        assert_eq!(
+            canonical(&format!("{S}/resourcegroups/g/")).as_deref(),
+            Ok(format!("{S}/resourceGroups/g").as_str())
+        );
         assert_eq!(canonical("/").as_deref(), Ok("/"));
     }
 
     #[test]
     fn the_double_slash_of_lock_clients_is_one_slash_and_others_are_not() {
-        let lock = format!("{S}/resourceGroups/g/providers/Microsoft.DBforPostgreSQL//flexibleServers/pg1/providers/Microsoft.Authorization/locks/l");
-        assert_eq!(canonical(&lock).as_deref(), Ok(lock.replace("//", "/").as_str()));
-        let server = format!("{S}/resourceGroups/g/providers/Microsoft.DBforPostgreSQL//flexibleServers/pg1");
+        let lock = format!(
+            "{S}/resourceGroups/g/providers/Microsoft.DBforPostgreSQL//flexibleServers/pg1/providers/Microsoft.Authorization/locks/l"
+        );
+        assert_eq!(
+            canonical(&lock).as_deref(),
+            Ok(lock.replace("//", "/").as_str())
+        );
+        let server = format!(
+            "{S}/resourceGroups/g/providers/Microsoft.DBforPostgreSQL//flexibleServers/pg1"
+        );
         assert!(canonical(&server).expect("parses").contains("//"));
     }
 
     #[test]
     fn what_means_something_to_a_path_is_refused() {
         // RELIABILITY §4.9 row 13
-        for name in ["..", ".", "a/../../b", "a%2f..%2fb", "a%2Fb", "a%00b", "%2e%2e", "a%252fb", "a%5cb", "%F0%9F%98%80", "a%0d%0ab", "a%", "a%zz"] {
+        for name in [
+            "..",
+            ".",
+            "a/../../b",
+            "a%2f..%2fb",
+            "a%2Fb",
+            "a%00b",
+            "%2e%2e",
+            "a%252fb",
+            "a%5cb",
+            "%F0%9F%98%80",
+            "a%0d%0ab",
+            "a%",
+            "a%zz",
+        ] {
             let path = format!("{S}/resourceGroups/g/providers/{PROVIDER}/{SERVERS}/{name}");
-            assert!(matches!(canonical(&path), Err(Refusal::InvalidResourceName { .. })), "{name}");
+            assert!(
+                matches!(canonical(&path), Err(Refusal::InvalidResourceName { .. })),
+                "{name}"
+            );
         }
     }
 
@@ -374,14 +426,38 @@ mod tests {
             server: server.into(),
         };
         let long = "a".repeat(64);
-        for bad in ["A_B", &long, "-x", "x-", "-xx", "xx-", "pg1;touch /tmp/p", "$(id)", ""] {
-            assert!(matches!(path(bad).parse(), Err(Refusal::InvalidResourceName { .. })), "{bad}");
+        for bad in [
+            "A_B",
+            &long,
+            "-x",
+            "x-",
+            "-xx",
+            "xx-",
+            "pg1;touch /tmp/p",
+            "$(id)",
+            "",
+        ] {
+            assert!(
+                matches!(path(bad).parse(), Err(Refusal::InvalidResourceName { .. })),
+                "{bad}"
+            );
         }
         assert!(path("PG1").parse().is_ok());
         for bad in ["../../manifest", ".", &"b".repeat(300), "a b"] {
-            let backup = BackupPath { subscription: S[15..].into(), group: "rg1".into(), server: "pg1".into(), backup: bad.into() };
-            assert!(matches!(backup.parse(), Err(Refusal::InvalidResourceName { .. })), "{bad}");
+            let backup = BackupPath {
+                subscription: S[15..].into(),
+                group: "rg1".into(),
+                server: "pg1".into(),
+                backup: bad.into(),
+            };
+            assert!(
+                matches!(backup.parse(), Err(Refusal::InvalidResourceName { .. })),
+                "{bad}"
+            );
         }
-        assert!(matches!(subscription("mine"), Err(Refusal::SubscriptionNotFound(_))));
+        assert!(matches!(
+            subscription("mine"),
+            Err(Refusal::SubscriptionNotFound(_))
+        ));
     }
 }

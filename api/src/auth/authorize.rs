@@ -20,7 +20,10 @@ pub struct Rights {
 impl Rights {
     #[must_use]
     pub fn new(identity: Identity, assignments: Vec<RoleAssignment>) -> Self {
-        Self { identity, assignments }
+        Self {
+            identity,
+            assignments,
+        }
     }
 
     #[must_use]
@@ -82,16 +85,27 @@ mod tests {
             tenant: "t".into(),
             groups: vec![],
         };
-        let assignment = RoleAssignment { principal: "o".into(), role: Role::Reader, scope: scope.into() };
+        let assignment = RoleAssignment {
+            principal: "o".into(),
+            role: Role::Reader,
+            scope: scope.into(),
+        };
         Rights::new(identity, vec![assignment])
     }
 
     #[test]
     fn a_reader_takes_no_backup_and_is_told_what_is_missing() {
         // RELIABILITY §4.9 row 10
-        let error = reader_of("/subscriptions/s").require(BACKUP, "/subscriptions/s/x").expect_err("forbidden");
-        assert_eq!((error.status().as_u16(), error.code()), (403, "AuthorizationFailed"));
-        assert!(error.message().contains(BACKUP) && error.message().contains("'/subscriptions/s/x'"));
+        let error = reader_of("/subscriptions/s")
+            .require(BACKUP, "/subscriptions/s/x")
+            .expect_err("forbidden");
+        assert_eq!(
+            (error.status().as_u16(), error.code()),
+            (403, "AuthorizationFailed")
+        );
+        assert!(
+            error.message().contains(BACKUP) && error.message().contains("'/subscriptions/s/x'")
+        );
     }
 
     #[test]

@@ -43,13 +43,17 @@ impl Issuer {
     /// # Errors
     /// When the cryptographic library cannot make a key.
     pub fn generate() -> Result<Self, Error> {
-        KeyPair::generate_for(&PKCS_ED25519).map(Self::of).map_err(Error::Key)
+        KeyPair::generate_for(&PKCS_ED25519)
+            .map(Self::of)
+            .map_err(Error::Key)
     }
 
     /// # Errors
     /// When the text is not an Ed25519 private key in PKCS #8.
     pub fn from_pem(pem: &str) -> Result<Self, Error> {
-        KeyPair::from_pkcs8_pem_and_sign_algo(pem, &PKCS_ED25519).map(Self::of).map_err(Error::Key)
+        KeyPair::from_pkcs8_pem_and_sign_algo(pem, &PKCS_ED25519)
+            .map(Self::of)
+            .map_err(Error::Key)
     }
 
     /// Opens the key file, or makes it, and writes the JWKS file beside it when that is missing.
@@ -64,7 +68,12 @@ impl Issuer {
                 write_new(key_file, &issuer.pem(), 0o600)?;
                 issuer
             }
-            Err(error) => return Err(Error::File { path: key_file.to_owned(), source: error }),
+            Err(error) => {
+                return Err(Error::File {
+                    path: key_file.to_owned(),
+                    source: error,
+                });
+            }
         };
         if !jwks_file.exists() {
             write_new(jwks_file, &issuer.jwks(), 0o644)?;
@@ -131,10 +140,17 @@ impl Issuer {
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let beside = path.with_extension(format!("new-{}", Uuid::new_v4().simple()));
     let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&beside, path)
     };
-    write().map_err(|source| Error::File { path: path.to_owned(), source })
+    write().map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
 }

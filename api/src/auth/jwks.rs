@@ -73,15 +73,21 @@ fn pin(jwk: &Value) -> Option<(String, PinnedKey)> {
     }
     let (algorithm, name, key) = match (text("kty")?, text("crv")) {
         // RFC 7518 §3.3 wants 2048 bits at least: 342 characters of base64url.
-        ("RSA", _) if text("n")?.len() >= 342 => {
-            (Algorithm::RS256, "RS256", DecodingKey::from_rsa_components(text("n")?, text("e")?).ok()?)
-        }
-        ("EC", Some("P-256")) => {
-            (Algorithm::ES256, "ES256", DecodingKey::from_ec_components(text("x")?, text("y")?).ok()?)
-        }
-        ("OKP", Some("Ed25519")) => {
-            (Algorithm::EdDSA, "EdDSA", DecodingKey::from_ed_components(text("x")?).ok()?)
-        }
+        ("RSA", _) if text("n")?.len() >= 342 => (
+            Algorithm::RS256,
+            "RS256",
+            DecodingKey::from_rsa_components(text("n")?, text("e")?).ok()?,
+        ),
+        ("EC", Some("P-256")) => (
+            Algorithm::ES256,
+            "ES256",
+            DecodingKey::from_ec_components(text("x")?, text("y")?).ok()?,
+        ),
+        ("OKP", Some("Ed25519")) => (
+            Algorithm::EdDSA,
+            "EdDSA",
+            DecodingKey::from_ed_components(text("x")?).ok()?,
+        ),
         _ => return None,
     };
     // A key made for another algorithm of its family is not ours to reinterpret.
@@ -106,18 +112,31 @@ struct Loaded {
 type Version = (u64, u64, i64, i64, i64, i64);
 
 fn version(meta: &Metadata) -> Version {
-    (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
+    (
+        meta.ino(),
+        meta.size(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    )
 }
 
 impl Jwks {
     /// # Errors
     /// [`Error::Jwks`] when the file cannot be read or has no key that can be used.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
-        let failed = |reason: String| Error::Jwks { path: path.clone(), reason };
+        let failed = |reason: String| Error::Jwks {
+            path: path.clone(),
+            reason,
+        };
         let meta = std::fs::metadata(&path).map_err(|error| failed(error.to_string()))?;
         let keys = read(&path, &meta).map_err(failed)?;
         Ok(Self {
-            loaded: RwLock::new(Loaded { version: version(&meta), keys: Arc::new(keys) }),
+            loaded: RwLock::new(Loaded {
+                version: version(&meta),
+                keys: Arc::new(keys),
+            }),
             path,
         })
     }

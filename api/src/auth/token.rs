@@ -36,7 +36,9 @@ pub struct Identity {
 /// Why there is no identity. The texts go to the caller and say nothing about keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    #[error("Authentication failed. The 'Authorization' header is missing or is not one 'Bearer' token.")]
+    #[error(
+        "Authentication failed. The 'Authorization' header is missing or is not one 'Bearer' token."
+    )]
     Missing,
     #[error("The access token is invalid.")]
     Invalid,
@@ -100,7 +102,9 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Denied> {
     };
     let text = value.to_str().map_err(|_| Denied::Missing)?;
     match text.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start_matches(' ')),
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            Ok(token.trim_start_matches(' '))
+        }
         _ => Err(Denied::Missing),
     }
 }
@@ -109,15 +113,29 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, Denied> {
 ///
 /// # Errors
 /// [`Denied::Invalid`], [`Denied::Expired`].
-pub fn check(token: &str, keys: &KeySet, config: &AuthConfig, now: DateTime<Utc>) -> Result<Identity, Denied> {
+pub fn check(
+    token: &str,
+    keys: &KeySet,
+    config: &AuthConfig,
+    now: DateTime<Utc>,
+) -> Result<Identity, Denied> {
     if token.len() > LONGEST {
         return Err(Denied::Invalid);
     }
     let head = head(token)?;
-    if head.crit.is_some() || !head.typ.as_deref().is_none_or(|typ| typ.eq_ignore_ascii_case("JWT") || typ.eq_ignore_ascii_case("at+jwt")) {
+    if head.crit.is_some()
+        || !head
+            .typ
+            .as_deref()
+            .is_none_or(|typ| typ.eq_ignore_ascii_case("JWT") || typ.eq_ignore_ascii_case("at+jwt"))
+    {
         return Err(Denied::Invalid);
     }
-    let pinned = head.kid.as_deref().and_then(|kid| keys.get(kid)).ok_or(Denied::Invalid)?;
+    let pinned = head
+        .kid
+        .as_deref()
+        .and_then(|kid| keys.get(kid))
+        .ok_or(Denied::Invalid)?;
     if head.alg != algorithm_name(pinned.algorithm) {
         return Err(Denied::Invalid);
     }
@@ -146,7 +164,11 @@ fn judge(claims: Claims, config: &AuthConfig, now: i64) -> Result<Identity, Deni
     if claims.iss != config.issuer || !for_us {
         return Err(Denied::Invalid);
     }
-    if config.tenant.as_ref().is_some_and(|tenant| claims.tid.as_ref() != Some(tenant)) {
+    if config
+        .tenant
+        .as_ref()
+        .is_some_and(|tenant| claims.tid.as_ref() != Some(tenant))
+    {
         return Err(Denied::Invalid);
     }
     let life = claims.exp.checked_sub(claims.iat).ok_or(Denied::Invalid)?;
@@ -162,11 +184,16 @@ fn judge(claims: Claims, config: &AuthConfig, now: i64) -> Result<Identity, Deni
         .filter(|principal| !principal.is_empty() && principal.len() <= 256)
         .ok_or(Denied::Invalid)?;
     let app = claims.appid.or(claims.azp).unwrap_or_default();
-    let name = [claims.upn, claims.unique_name, claims.name, Some(app.clone())]
-        .into_iter()
-        .flatten()
-        .find(|name| !name.is_empty())
-        .unwrap_or_else(|| principal.clone());
+    let name = [
+        claims.upn,
+        claims.unique_name,
+        claims.name,
+        Some(app.clone()),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|name| !name.is_empty())
+    .unwrap_or_else(|| principal.clone());
     Ok(Identity {
         name,
         app,
@@ -178,7 +205,9 @@ fn judge(claims: Claims, config: &AuthConfig, now: i64) -> Result<Identity, Deni
 
 fn head(token: &str) -> Result<Head, Denied> {
     let mut parts = token.split('.');
-    let (Some(head), Some(_), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(head), Some(_), Some(signature), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err(Denied::Invalid);
     };
     if signature.is_empty() {
@@ -231,7 +260,12 @@ mod tests {
     fn signed(issuer: &Issuer, head: &Value, claims: &Value) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", part(head), part(claims));
-        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &issuer.encoding_key(), Algorithm::EdDSA).expect("signs");
+        let signature = jsonwebtoken::crypto::sign(
+            message.as_bytes(),
+            &issuer.encoding_key(),
+            Algorithm::EdDSA,
+        )
+        .expect("signs");
         format!("{message}.{signature}")
     }
 
@@ -254,14 +288,22 @@ mod tests {
         fn with(&self, change: impl FnOnce(&mut Value, &mut Value)) -> Result<Identity, Denied> {
             let (mut head, mut claims) = (self.head(), claims());
             change(&mut head, &mut claims);
-            check(&signed(&self.issuer, &head, &claims), &self.keys, &config(), now())
+            check(
+                &signed(&self.issuer, &head, &claims),
+                &self.keys,
+                &config(),
+                now(),
+            )
         }
     }
 
     #[test]
     fn a_good_token_says_who_calls() {
         let identity = Bench::new().with(|_, _| {}).expect("good");
-        assert_eq!((identity.principal.as_str(), identity.app.as_str()), ("o-1", "a-1"));
+        assert_eq!(
+            (identity.principal.as_str(), identity.app.as_str()),
+            ("o-1", "a-1")
+        );
         assert_eq!(identity.groups, ["g"]);
     }
 
@@ -269,16 +311,28 @@ mod tests {
     fn anything_but_one_bearer_token_is_missing() {
         // RELIABILITY §4.9 rows 1 and 2
         let headers = |values: &[&'static str]| {
-            values.iter().map(|v| (header::AUTHORIZATION, HeaderValue::from_static(v))).collect::<HeaderMap>()
+            values
+                .iter()
+                .map(|v| (header::AUTHORIZATION, HeaderValue::from_static(v)))
+                .collect::<HeaderMap>()
         };
-        for wrong in [&[][..], &["Basic eA=="], &["Bearer"], &["a.b.c"], &["Bearer a", "Bearer a"]] {
+        for wrong in [
+            &[][..],
+            &["Basic eA=="],
+            &["Bearer"],
+            &["a.b.c"],
+            &["Bearer a", "Bearer a"],
+        ] {
             assert_eq!(bearer(&headers(wrong)), Err(Denied::Missing), "{wrong:?}");
         }
         assert_eq!(bearer(&headers(&["bearer a.b.c"])), Ok("a.b.c"));
         let bench = Bench::new();
         let long = format!("a.{}.c", "b".repeat(9 * 1024));
         for wrong in ["a.b.c", "", "a.b", "a.b.c.d", &long] {
-            assert_eq!(check(wrong, &bench.keys, &config(), now()), Err(Denied::Invalid));
+            assert_eq!(
+                check(wrong, &bench.keys, &config(), now()),
+                Err(Denied::Invalid)
+            );
         }
     }
 
@@ -287,22 +341,57 @@ mod tests {
         // RELIABILITY §4.9 rows 3, 5 and 6
         let bench = Bench::new();
         for alg in ["none", "None", "nOnE", "HS256", "RS256", "ES256", ""] {
-            assert_eq!(bench.with(|head, _| head["alg"] = json!(alg)), Err(Denied::Invalid), "{alg}");
+            assert_eq!(
+                bench.with(|head, _| head["alg"] = json!(alg)),
+                Err(Denied::Invalid),
+                "{alg}"
+            );
         }
         let (head, claims) = (json!({"alg": "none", "kid": bench.issuer.kid()}), claims());
-        let unsigned = format!("{}.{}.", URL_SAFE_NO_PAD.encode(head.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
-        assert_eq!(check(&unsigned, &bench.keys, &config(), now()), Err(Denied::Invalid));
-        for kid in [json!("../../etc/passwd"), json!("' or ''='"), json!("k".repeat(65_536)), json!(null), json!(1)] {
-            assert_eq!(bench.with(|head, _| head["kid"] = kid), Err(Denied::Invalid));
+        let unsigned = format!(
+            "{}.{}.",
+            URL_SAFE_NO_PAD.encode(head.to_string()),
+            URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
+        assert_eq!(
+            check(&unsigned, &bench.keys, &config(), now()),
+            Err(Denied::Invalid)
+        );
+        for kid in [
+            json!("../../etc/passwd"),
+            json!("' or ''='"),
+            json!("k".repeat(65_536)),
+            json!(null),
+            json!(1),
+        ] {
+            assert_eq!(
+                bench.with(|head, _| head["kid"] = kid),
+                Err(Denied::Invalid)
+            );
         }
-        assert_eq!(bench.with(|head, _| head["crit"] = json!(["exp"])), Err(Denied::Invalid));
-        assert_eq!(bench.with(|head, _| head["typ"] = json!("dpop+jwt")), Err(Denied::Invalid));
+        assert_eq!(
+            bench.with(|head, _| head["crit"] = json!(["exp"])),
+            Err(Denied::Invalid)
+        );
+        assert_eq!(
+            bench.with(|head, _| head["typ"] = json!("dpop+jwt")),
+            Err(Denied::Invalid)
+        );
         // Its own key in the header does not help a forger: the header's key is never read.
         let forger = Issuer::generate().expect("a key");
         let mut head = bench.head();
-        head["jwk"] = serde_json::from_str::<Value>(&forger.jwks()).expect("JSON")["keys"][0].clone();
+        head["jwk"] =
+            serde_json::from_str::<Value>(&forger.jwks()).expect("JSON")["keys"][0].clone();
         head["jku"] = json!("http://127.0.0.1:9/");
-        assert_eq!(check(&signed(&forger, &head, &claims), &bench.keys, &config(), now()), Err(Denied::Invalid));
+        assert_eq!(
+            check(
+                &signed(&forger, &head, &claims),
+                &bench.keys,
+                &config(),
+                now()
+            ),
+            Err(Denied::Invalid)
+        );
     }
 
     #[test]
@@ -315,8 +404,12 @@ mod tests {
         for secret in [x.into_bytes(), raw, jwk["keys"][0].to_string().into_bytes()] {
             let mut head = Header::new(Algorithm::HS256);
             head.kid = Some(bench.issuer.kid().to_owned());
-            let token = jsonwebtoken::encode(&head, &claims(), &EncodingKey::from_secret(&secret)).expect("signs");
-            assert_eq!(check(&token, &bench.keys, &config(), now()), Err(Denied::Invalid));
+            let token = jsonwebtoken::encode(&head, &claims(), &EncodingKey::from_secret(&secret))
+                .expect("signs");
+            assert_eq!(
+                check(&token, &bench.keys, &config(), now()),
+                Err(Denied::Invalid)
+            );
         }
     }
 
@@ -326,30 +419,66 @@ mod tests {
         let bench = Bench::new();
         let at = now().timestamp();
         let with = |change: fn(&mut Value, i64)| bench.with(|_, claims| change(claims, at));
-        assert_eq!(with(|c, at| { c["iat"] = json!(at - 3600); c["exp"] = json!(at - 31); }), Err(Denied::Expired));
-        assert!(with(|c, at| { c["iat"] = json!(at - 3600); c["exp"] = json!(at - 30); }).is_ok());
-        assert_eq!(with(|c, at| c["nbf"] = json!(at + 31)), Err(Denied::Invalid));
+        assert_eq!(
+            with(|c, at| {
+                c["iat"] = json!(at - 3600);
+                c["exp"] = json!(at - 31);
+            }),
+            Err(Denied::Expired)
+        );
+        assert!(
+            with(|c, at| {
+                c["iat"] = json!(at - 3600);
+                c["exp"] = json!(at - 30);
+            })
+            .is_ok()
+        );
+        assert_eq!(
+            with(|c, at| c["nbf"] = json!(at + 31)),
+            Err(Denied::Invalid)
+        );
         assert!(with(|c, at| c["nbf"] = json!(at + 30)).is_ok());
-        assert_eq!(with(|c, at| c["iat"] = json!(at + 31)), Err(Denied::Invalid));
-        assert_eq!(with(|c, at| c["exp"] = json!(at + 24 * 3600 + 1)), Err(Denied::Invalid));
+        assert_eq!(
+            with(|c, at| c["iat"] = json!(at + 31)),
+            Err(Denied::Invalid)
+        );
+        assert_eq!(
+            with(|c, at| c["exp"] = json!(at + 24 * 3600 + 1)),
+            Err(Denied::Invalid)
+        );
         for missing in ["exp", "nbf", "iss", "aud", "iat"] {
             let denied = bench.with(|_, claims| {
                 claims.as_object_mut().expect("an object").remove(missing);
             });
             assert_eq!(denied, Err(Denied::Invalid), "{missing}");
         }
-        assert_eq!(with(|c, _| c["aud"] = json!(["https://a", "https://b"])), Err(Denied::Invalid));
+        assert_eq!(
+            with(|c, _| c["aud"] = json!(["https://a", "https://b"])),
+            Err(Denied::Invalid)
+        );
         assert!(with(|c, _| c["aud"] = json!(["https://a", "https://holdfast.test/"])).is_ok());
-        assert_eq!(with(|c, _| c["iss"] = json!("https://holdfast.test/t/")), Err(Denied::Invalid));
+        assert_eq!(
+            with(|c, _| c["iss"] = json!("https://holdfast.test/t/")),
+            Err(Denied::Invalid)
+        );
         assert_eq!(with(|c, _| c["tid"] = json!("u")), Err(Denied::Invalid));
-        assert_eq!(with(|c, _| c["exp"] = json!(i64::MAX)), Err(Denied::Invalid));
-        assert_eq!(with(|c, _| c["iat"] = json!(i64::MIN)), Err(Denied::Invalid));
+        assert_eq!(
+            with(|c, _| c["exp"] = json!(i64::MAX)),
+            Err(Denied::Invalid)
+        );
+        assert_eq!(
+            with(|c, _| c["iat"] = json!(i64::MIN)),
+            Err(Denied::Invalid)
+        );
     }
 
     #[test]
     fn a_retired_key_is_refused_with_the_next_request() {
         // RELIABILITY §4.9 row 8
-        let (old, new) = (Issuer::generate().expect("a key"), Issuer::generate().expect("a key"));
+        let (old, new) = (
+            Issuer::generate().expect("a key"),
+            Issuer::generate().expect("a key"),
+        );
         let dir = std::env::temp_dir().join(format!("holdfast-jwks-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir(&dir).expect("a directory");
         let file = dir.join("jwks.json");
@@ -364,7 +493,10 @@ mod tests {
         replace("{ broken");
         assert!(check(&token, &jwks.keys(), &config(), now()).is_ok());
         replace(&new.jwks());
-        assert_eq!(check(&token, &jwks.keys(), &config(), now()), Err(Denied::Invalid));
+        assert_eq!(
+            check(&token, &jwks.keys(), &config(), now()),
+            Err(Denied::Invalid)
+        );
         let token = signed(&new, &json!({"alg": "EdDSA", "kid": new.kid()}), &claims());
         assert!(check(&token, &jwks.keys(), &config(), now()).is_ok());
         std::fs::remove_dir_all(&dir).expect("removes");
@@ -383,8 +515,16 @@ mod tests {
             valid_for: TimeDelta::days(365),
         };
         let token = bench.issuer.mint(&wanted, now()).expect("signs");
-        assert_eq!(check(&token, &bench.keys, &config(), now()).map(|i| i.name).as_deref(), Ok("admin"));
+        assert_eq!(
+            check(&token, &bench.keys, &config(), now())
+                .map(|i| i.name)
+                .as_deref(),
+            Ok("admin")
+        );
         let later = now() + TimeDelta::hours(24) + TimeDelta::seconds(31);
-        assert_eq!(check(&token, &bench.keys, &config(), later), Err(Denied::Expired));
+        assert_eq!(
+            check(&token, &bench.keys, &config(), later),
+            Err(Denied::Expired)
+        );
     }
 }

@@ -28,7 +28,10 @@ impl Crowd {
                 .or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE)));
             Arc::clone(places)
         };
-        tokio::time::timeout(WAITING, places.acquire_owned()).await.ok()?.ok()
+        tokio::time::timeout(WAITING, places.acquire_owned())
+            .await
+            .ok()?
+            .ok()
     }
 }
 

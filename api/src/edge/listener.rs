@@ -70,14 +70,22 @@ pub async fn serve(
                 }
             },
         };
-        let (tls, router, builder, watcher) = (tls.clone(), router.clone(), Arc::clone(&builder), graceful.watcher());
+        let (tls, router, builder, watcher) = (
+            tls.clone(),
+            router.clone(),
+            Arc::clone(&builder),
+            graceful.watcher(),
+        );
         tokio::spawn(async move {
             connection(stream, peer, tls, router, &builder, watcher).await;
             drop(place);
         });
     }
     drop(listener);
-    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(GRACE, graceful.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("some connections did not end in time");
     }
     Ok(())

@@ -28,7 +28,11 @@ pub async fn list(Path(at): Path<SubscriptionPath>, call: Call) -> Result<Respon
     call.rights.require_within(READ, &at.scope())?;
     let subscription = path::subscription(&at.subscription)?;
     let control = call.api.control();
-    let filter = filter::activity(call.parameter("$filter"), subscription, control.clock().now())?;
+    let filter = filter::activity(
+        call.parameter("$filter"),
+        subscription,
+        control.clock().now(),
+    )?;
     let page = control.query_activity(&filter, &call.page()?).await?;
     let selected: Option<Vec<&str>> = call
         .parameter("$select")
@@ -44,7 +48,10 @@ pub async fn list(Path(at): Path<SubscriptionPath>, call: Call) -> Result<Respon
             Ok(select(event, selected.as_deref()))
         })
         .collect::<Result<_>>()?;
-    Ok(ok(List { value, next_link: call.next_link(page.next.as_deref())? }))
+    Ok(ok(List {
+        value,
+        next_link: call.next_link(page.next.as_deref())?,
+    }))
 }
 
 /// Only the named members; names that no event has are ignored.
@@ -68,7 +75,10 @@ mod tests {
     #[test]
     fn only_selected_members_are_shown() {
         let event = json!({"caller": "a", "status": {"value": "Succeeded"}, "id": "x"});
-        assert_eq!(select(event.clone(), Some(&["Status", "caller", "colour"])), json!({"caller": "a", "status": {"value": "Succeeded"}}));
+        assert_eq!(
+            select(event.clone(), Some(&["Status", "caller", "colour"])),
+            json!({"caller": "a", "status": {"value": "Succeeded"}})
+        );
         assert_eq!(select(event.clone(), None), event);
     }
 }

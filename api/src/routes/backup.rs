@@ -31,7 +31,12 @@ pub async fn put(Path(at): Path<BackupPath>, call: Call) -> Result<Response> {
     let done = call
         .api
         .control()
-        .request_backup(&call.caller(), at.server().reference(subscription), &at.backup, &idempotency)
+        .request_backup(
+            &call.caller(),
+            at.server().reference(subscription),
+            &at.backup,
+            &idempotency,
+        )
         .await?;
     Ok(accepted(&call, &done))
 }
@@ -48,7 +53,9 @@ pub async fn get(Path(at): Path<BackupPath>, call: Call) -> Result<Response> {
     let subscription = at.parse()?;
     let server = at.server();
     let control = call.api.control();
-    let view = control.get_backup(server.reference(subscription), &at.backup).await?;
+    let view = control
+        .get_backup(server.reference(subscription), &at.backup)
+        .await?;
     let server = control.get_server(server.reference(subscription)).await?;
     Ok(ok(shown(&server::id(&server.server), &view)))
 }
@@ -67,7 +74,9 @@ pub async fn list(Path(at): Path<ServerPath>, call: Call) -> Result<Response> {
     let server = control.get_server(at.reference(subscription)).await?;
     let id = server::id(&server.server);
     let views = control.list_backups(at.reference(subscription)).await?;
-    Ok(ok(List::whole(views.iter().map(|view| shown(&id, view)).collect())))
+    Ok(ok(List::whole(
+        views.iter().map(|view| shown(&id, view)).collect(),
+    )))
 }
 
 /// Delete an on-demand backup.
@@ -84,7 +93,12 @@ pub async fn delete(Path(at): Path<BackupPath>, call: Call) -> Result<Response> 
     let done = call
         .api
         .control()
-        .delete_backup(&call.caller(), at.server().reference(subscription), &at.backup, &idempotency)
+        .delete_backup(
+            &call.caller(),
+            at.server().reference(subscription),
+            &at.backup,
+            &idempotency,
+        )
         .await?;
     Ok(accepted_or_absent(&call, done.as_ref()))
 }

@@ -19,10 +19,16 @@ pub async fn live() -> Response {
 pub async fn ready(State(api): State<Api>) -> Response {
     let (status, reason) = match api.control().check_schema().await {
         Ok(true) => (StatusCode::OK, "ready"),
-        Ok(false) => (StatusCode::SERVICE_UNAVAILABLE, "the schema is not the one of this version"),
+        Ok(false) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the schema is not the one of this version",
+        ),
         Err(error) => {
             tracing::warn!(%error, "not ready");
-            (StatusCode::SERVICE_UNAVAILABLE, "the metadata store does not answer")
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the metadata store does not answer",
+            )
         }
     };
     (status, axum::Json(json!({"status": reason}))).into_response()
@@ -30,7 +36,9 @@ pub async fn ready(State(api): State<Api>) -> Response {
 
 /// Prometheus text, for loopback.
 pub async fn metrics(State(api): State<Api>, extensions: Extensions) -> Result<Response> {
-    let local = extensions.get::<Peer>().is_some_and(|Peer(peer)| peer.ip().to_canonical().is_loopback());
+    let local = extensions
+        .get::<Peer>()
+        .is_some_and(|Peer(peer)| peer.ip().to_canonical().is_loopback());
     if !local {
         return Err(ArmError::new(
             StatusCode::FORBIDDEN,
@@ -44,5 +52,12 @@ pub async fn metrics(State(api): State<Api>, extensions: Extensions) -> Result<R
 /// Prometheus text, for whoever reaches the listener.
 pub async fn scrape(State(api): State<Api>) -> Result<Response> {
     let text = api.metrics().render(api.control()).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response())
 }

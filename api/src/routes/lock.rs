@@ -99,22 +99,34 @@ macro_rules! locks_on {
 }
 
 locks_on!(
-    on_subscription, SubscriptionPath,
+    on_subscription,
+    SubscriptionPath,
     "/subscriptions/{subscription}/providers/Microsoft.Authorization/locks/{lock}",
     "/subscriptions/{subscription}/providers/Microsoft.Authorization/locks",
-    "locks_put_on_subscription", "locks_get_on_subscription", "locks_delete_on_subscription", "locks_list_on_subscription"
+    "locks_put_on_subscription",
+    "locks_get_on_subscription",
+    "locks_delete_on_subscription",
+    "locks_list_on_subscription"
 );
 locks_on!(
-    on_group, GroupPath,
+    on_group,
+    GroupPath,
     "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.Authorization/locks/{lock}",
     "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.Authorization/locks",
-    "locks_put_on_group", "locks_get_on_group", "locks_delete_on_group", "locks_list_on_group"
+    "locks_put_on_group",
+    "locks_get_on_group",
+    "locks_delete_on_group",
+    "locks_list_on_group"
 );
 locks_on!(
-    on_server, ServerPath,
+    on_server,
+    ServerPath,
     "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.DBforPostgreSQL/flexibleServers/{server}/providers/Microsoft.Authorization/locks/{lock}",
     "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.DBforPostgreSQL/flexibleServers/{server}/providers/Microsoft.Authorization/locks",
-    "locks_put_on_server", "locks_get_on_server", "locks_delete_on_server", "locks_list_on_server"
+    "locks_put_on_server",
+    "locks_get_on_server",
+    "locks_delete_on_server",
+    "locks_list_on_server"
 );
 
 /// What a lock can be on.
@@ -143,7 +155,10 @@ impl Lockable for GroupPath {
     }
 
     async fn check_there(&self, call: &Call, subscription: SubscriptionId) -> Result<()> {
-        call.api.control().get_resource_group(subscription, &self.group).await?;
+        call.api
+            .control()
+            .get_resource_group(subscription, &self.group)
+            .await?;
         Ok(())
     }
 }
@@ -154,24 +169,35 @@ impl Lockable for ServerPath {
     }
 
     async fn check_there(&self, call: &Call, subscription: SubscriptionId) -> Result<()> {
-        call.api.control().get_server(self.reference(subscription)).await?;
+        call.api
+            .control()
+            .get_server(self.reference(subscription))
+            .await?;
         Ok(())
     }
 }
 
 fn read(body: Value) -> Result<LockBody> {
     let body: LockBody = typed(body)?;
-    if body.properties.notes.as_ref().is_some_and(|notes| notes.chars().count() > 512) {
-        return Err(ArmError::invalid("properties.notes", "Give at most 512 characters."));
+    if body
+        .properties
+        .notes
+        .as_ref()
+        .is_some_and(|notes| notes.chars().count() > 512)
+    {
+        return Err(ArmError::invalid(
+            "properties.notes",
+            "Give at most 512 characters.",
+        ));
     }
     Ok(body)
 }
 
 fn check_name(name: &str) -> Result<()> {
     let fine = (1..=90).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'(' | b')' | b' '));
+        && name.bytes().all(|b| {
+            b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'(' | b')' | b' ')
+        });
     if fine {
         return Ok(());
     }
@@ -196,11 +222,20 @@ async fn list(call: &Call, subscription: SubscriptionId, scope: &str) -> Result<
         None | Some("") => false,
         Some(filter) if filter.eq_ignore_ascii_case("atScope()") => true,
         Some(_) => {
-            return Err(ArmError::invalid("$filter", "The only filter of locks is atScope()."));
+            return Err(ArmError::invalid(
+                "$filter",
+                "The only filter of locks is atScope().",
+            ));
         }
     };
-    let locks = call.api.control().list_locks(subscription, scope, at_scope).await?;
-    Ok(ok(List::whole(locks.into_iter().map(ManagementLock::from).collect())))
+    let locks = call
+        .api
+        .control()
+        .list_locks(subscription, scope, at_scope)
+        .await?;
+    Ok(ok(List::whole(
+        locks.into_iter().map(ManagementLock::from).collect(),
+    )))
 }
 
 #[cfg(test)]
@@ -212,9 +247,20 @@ mod tests {
     #[test]
     fn a_lock_has_one_of_two_levels() {
         // contract, other-apis §2: NotSpecified is refused
-        assert!(read(json!({"properties": {"level": "cannotdelete", "notes": "keep", "owners": []}})).is_ok_and(|b| b.properties.level == LockLevel::CanNotDelete));
-        for bad in [json!({"properties": {"level": "NotSpecified"}}), json!({"properties": {}}), json!({}), json!({"properties": {"level": "ReadOnly", "notes": "x".repeat(513)}})] {
-            assert_eq!(read(bad).map(|_| ()).map_err(|e| e.status().as_u16()), Err(400));
+        assert!(
+            read(json!({"properties": {"level": "cannotdelete", "notes": "keep", "owners": []}}))
+                .is_ok_and(|b| b.properties.level == LockLevel::CanNotDelete)
+        );
+        for bad in [
+            json!({"properties": {"level": "NotSpecified"}}),
+            json!({"properties": {}}),
+            json!({}),
+            json!({"properties": {"level": "ReadOnly", "notes": "x".repeat(513)}}),
+        ] {
+            assert_eq!(
+                read(bad).map(|_| ()).map_err(|e| e.status().as_u16()),
+                Err(400)
+            );
         }
         assert!(check_name("keep it").is_ok());
         assert!(check_name("a/b").is_err());

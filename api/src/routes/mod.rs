@@ -27,7 +27,11 @@ fn ok(body: impl Serialize) -> Response {
 }
 
 fn accepted(call: &Call, accepted: &Accepted) -> Response {
-    operation_url::accepted(&accepted.operation, &call.api.config().public_url, &call.version)
+    operation_url::accepted(
+        &accepted.operation,
+        &call.api.config().public_url,
+        &call.version,
+    )
 }
 
 /// Deleting what is not there is done already (contract §2.1).
@@ -40,6 +44,10 @@ fn accepted_or_absent(call: &Call, deleted: Option<&Accepted>) -> Response {
 
 impl ServerPath {
     fn reference(&self, subscription: SubscriptionId) -> ServerRef<'_> {
-        ServerRef { subscription, group: &self.group, name: &self.server }
+        ServerRef {
+            subscription,
+            group: &self.group,
+            name: &self.server,
+        }
     }
 }

@@ -45,9 +45,9 @@ pub async fn status(Path(at): Path<OperationPath>, call: Call) -> Result<Respons
 pub async fn result(Path(at): Path<OperationPath>, call: Call) -> Result<Response> {
     let operation = find(&at, &call).await?;
     match operation.state {
-        OperationState::Accepted | OperationState::Running | OperationState::Canceling => {
-            Ok(still_running(&operation, &call.api.config().public_url, &call.version))
-        }
+        OperationState::Accepted | OperationState::Running | OperationState::Canceling => Ok(
+            still_running(&operation, &call.api.config().public_url, &call.version),
+        ),
         OperationState::Succeeded => succeeded(&operation, &call).await,
         OperationState::Failed | OperationState::Canceled => {
             let error = failure(&operation).unwrap_or_else(|| ErrorInfo {
@@ -64,7 +64,11 @@ pub async fn result(Path(at): Path<OperationPath>, call: Call) -> Result<Respons
 async fn find(at: &OperationPath, call: &Call) -> Result<Operation> {
     call.rights.require_within(READ, &at.scope())?;
     let subscription = path::subscription(&at.subscription)?;
-    let unknown = || ArmError::from(Refusal::OperationNotFound(at.operation.chars().take(64).collect()));
+    let unknown = || {
+        ArmError::from(Refusal::OperationNotFound(
+            at.operation.chars().take(64).collect(),
+        ))
+    };
     let id: OperationId = at.operation.parse().map_err(|_| unknown())?;
     let operation = call
         .api
@@ -94,7 +98,11 @@ async fn succeeded(operation: &Operation, call: &Call) -> Result<Response> {
     match operation.kind {
         OperationKind::DeleteServer | OperationKind::DeleteBackup => gone(),
         OperationKind::StartServer | OperationKind::StopServer | OperationKind::RestartServer => {
-            Ok(ok(ActionResult { properties: Map::new(), name: id.name, kind: "PostgreSQL".to_owned() }))
+            Ok(ok(ActionResult {
+                properties: Map::new(),
+                name: id.name,
+                kind: "PostgreSQL".to_owned(),
+            }))
         }
         OperationKind::CreateBackup => {
             let view = match control.get_backup(at, backup.unwrap_or_default()).await {
@@ -103,14 +111,19 @@ async fn succeeded(operation: &Operation, call: &Call) -> Result<Response> {
             };
             let server = control.get_server(at).await?;
             let backup = &view.backup;
-            Ok(ok(Backup::new(&server::id(&server.server), &backup.name, backup.kind, backup.completed_time)))
+            Ok(ok(Backup::new(
+                &server::id(&server.server),
+                &backup.name,
+                backup.kind,
+                backup.completed_time,
+            )))
         }
-        OperationKind::CreateServer | OperationKind::RestoreServer | OperationKind::UpdateServer => {
-            match control.get_server(at).await {
-                Ok(view) => Ok(ok(Server::new(view, call.surroundings()))),
-                Err(error) => absent(error),
-            }
-        }
+        OperationKind::CreateServer
+        | OperationKind::RestoreServer
+        | OperationKind::UpdateServer => match control.get_server(at).await {
+            Ok(view) => Ok(ok(Server::new(view, call.surroundings()))),
+            Err(error) => absent(error),
+        },
     }
 }
 

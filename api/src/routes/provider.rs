@@ -58,8 +58,13 @@ async fn answer(call: &Call) -> Result<Response> {
     };
     let answer = match name::new_server(&question.name) {
         Err(refusal) => say(Some("Invalid"), refusal.to_string()),
-        Ok(name) if call.api.control().server_name_available(&name).await? => say(None, String::new()),
-        Ok(_) => say(Some("AlreadyExists"), "Specified server name is already used.".to_owned()),
+        Ok(name) if call.api.control().server_name_available(&name).await? => {
+            say(None, String::new())
+        }
+        Ok(_) => say(
+            Some("AlreadyExists"),
+            "Specified server name is already used.".to_owned(),
+        ),
     };
     Ok(ok(answer))
 }
@@ -73,17 +78,41 @@ async fn answer(call: &Call) -> Result<Response> {
 pub async fn operations(_call: Call) -> Result<Response> {
     const OPERATIONS: &[(&str, &str, &str)] = &[
         ("flexibleServers/read", "Servers", "Read servers"),
-        ("flexibleServers/write", "Servers", "Create, change and restore servers"),
+        (
+            "flexibleServers/write",
+            "Servers",
+            "Create, change and restore servers",
+        ),
         ("flexibleServers/delete", "Servers", "Delete servers"),
         ("flexibleServers/start/action", "Servers", "Start servers"),
         ("flexibleServers/stop/action", "Servers", "Stop servers"),
-        ("flexibleServers/restart/action", "Servers", "Restart servers"),
+        (
+            "flexibleServers/restart/action",
+            "Servers",
+            "Restart servers",
+        ),
         ("flexibleServers/backups/read", "Backups", "Read backups"),
-        ("flexibleServers/backups/write", "Backups", "Take on-demand backups"),
-        ("flexibleServers/backups/delete", "Backups", "Delete on-demand backups"),
-        ("locations/azureAsyncOperation/read", "Operations", "Read operations"),
+        (
+            "flexibleServers/backups/write",
+            "Backups",
+            "Take on-demand backups",
+        ),
+        (
+            "flexibleServers/backups/delete",
+            "Backups",
+            "Delete on-demand backups",
+        ),
+        (
+            "locations/azureAsyncOperation/read",
+            "Operations",
+            "Read operations",
+        ),
         ("checkNameAvailability/action", "Names", "Check names"),
-        ("locations/checkNameAvailability/action", "Names", "Check names in a region"),
+        (
+            "locations/checkNameAvailability/action",
+            "Names",
+            "Check names in a region",
+        ),
     ];
     let value = OPERATIONS
         .iter()

@@ -28,9 +28,15 @@ pub async fn restore_points(Path(at): Path<ServerPath>, call: Call) -> Result<Re
     let asked = call.parameter("pointInTimeUTC").map(time).transpose()?;
     let control = call.api.control();
     let view = control.get_server(at.reference(subscription)).await?;
-    let preview = control.preview_restore(at.reference(subscription), asked).await?;
+    let preview = control
+        .preview_restore(at.reference(subscription), asked)
+        .await?;
     let id = server::id(&view.server);
-    Ok(ok(RestorePoints::new(&id, view.server.settings.redundancy, preview)))
+    Ok(ok(RestorePoints::new(
+        &id,
+        view.server.settings.redundancy,
+        preview,
+    )))
 }
 
 /// Where a server is reached.
@@ -42,7 +48,11 @@ pub async fn restore_points(Path(at): Path<ServerPath>, call: Call) -> Result<Re
 )]
 pub async fn connection(Path(at): Path<ServerPath>, call: Call) -> Result<Response> {
     call.require(READ_CONNECTION, &at.scope())?;
-    let view = call.api.control().server_connection(at.reference(at.parse()?)).await?;
+    let view = call
+        .api
+        .control()
+        .server_connection(at.reference(at.parse()?))
+        .await?;
     Ok(ok(Connection::new(view, call.surroundings())))
 }
 
@@ -51,7 +61,10 @@ fn time(text: &str) -> Result<DateTime<Utc>> {
     instant::parse(text)
         .or_else(|| instant::parse(&text.replacen(' ', "+", 1)))
         .ok_or_else(|| {
-            ArmError::invalid("pointInTimeUTC", "Give a time with an offset, such as 2026-11-20T09:30:00Z.")
+            ArmError::invalid(
+                "pointInTimeUTC",
+                "Give a time with an offset, such as 2026-11-20T09:30:00Z.",
+            )
         })
 }
 
@@ -62,7 +75,12 @@ mod tests {
     #[test]
     fn an_offset_survives_the_query() {
         let expected = instant::parse("2026-11-20T09:30:00Z");
-        for text in ["2026-11-20T09:30:00Z", "2026-11-20T09:30:00 00:00", "2026-11-20T09:30:00+00:00", "2026-11-20 09:30:00 +0000 UTC"] {
+        for text in [
+            "2026-11-20T09:30:00Z",
+            "2026-11-20T09:30:00 00:00",
+            "2026-11-20T09:30:00+00:00",
+            "2026-11-20 09:30:00 +0000 UTC",
+        ] {
             assert_eq!(time(text).ok(), expected, "{text}");
         }
         assert!(time("now").is_err());

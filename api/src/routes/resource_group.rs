@@ -32,9 +32,19 @@ pub async fn put(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
     let (group, new) = call
         .api
         .control()
-        .put_resource_group(&call.caller(), subscription, &at.group, body.location.as_deref(), body.tags)
+        .put_resource_group(
+            &call.caller(),
+            subscription,
+            &at.group,
+            body.location.as_deref(),
+            body.tags,
+        )
         .await?;
-    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Ok((status, axum::Json(shown(group, call.api.control().site()))).into_response())
 }
 
@@ -47,7 +57,11 @@ pub async fn put(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
 )]
 pub async fn get(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
     call.require(READ, &at.scope())?;
-    let group = call.api.control().get_resource_group(at.parse()?, &at.group).await?;
+    let group = call
+        .api
+        .control()
+        .get_resource_group(at.parse()?, &at.group)
+        .await?;
     Ok(ok(shown(group, call.api.control().site())))
 }
 
@@ -60,8 +74,17 @@ pub async fn get(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
 )]
 pub async fn head(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
     call.require(READ, &at.scope())?;
-    let there = call.api.control().resource_group_exists(at.parse()?, &at.group).await?;
-    Ok(if there { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }.into_response())
+    let there = call
+        .api
+        .control()
+        .resource_group_exists(at.parse()?, &at.group)
+        .await?;
+    Ok(if there {
+        StatusCode::NO_CONTENT
+    } else {
+        StatusCode::NOT_FOUND
+    }
+    .into_response())
 }
 
 fn shown(group: Group, site: &Site) -> ResourceGroup {
@@ -75,6 +98,8 @@ fn shown(group: Group, site: &Site) -> ResourceGroup {
         kind: "Microsoft.Resources/resourceGroups".to_owned(),
         location,
         tags: group.tags,
-        properties: ResourceGroupProperties { provisioning_state: "Succeeded".to_owned() },
+        properties: ResourceGroupProperties {
+            provisioning_state: "Succeeded".to_owned(),
+        },
     }
 }

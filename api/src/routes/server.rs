@@ -47,7 +47,11 @@ pub async fn put(Path(at): Path<ServerPath>, call: Call) -> Result<Response> {
         }
     };
     if put.wish.location.is_none() {
-        return Err(ArmError::bad_request("LocationRequired", "The location property is required for this definition.").at("location"));
+        return Err(ArmError::bad_request(
+            "LocationRequired",
+            "The location property is required for this definition.",
+        )
+        .at("location"));
     }
     if call.version.client_defaults_geo() && put.wish.geo == Some(false) {
         put.wish.geo = None;
@@ -55,15 +59,25 @@ pub async fn put(Path(at): Path<ServerPath>, call: Call) -> Result<Response> {
     let done = call
         .api
         .control()
-        .put_server(&call.caller(), at.reference(subscription), &put.wish, mode, &idempotency)
+        .put_server(
+            &call.caller(),
+            at.reference(subscription),
+            &put.wish,
+            mode,
+            &idempotency,
+        )
         .await?;
     Ok(accepted(&call, &done))
 }
 
 fn not_offered(mode: CreateMode) -> ArmError {
     let what = match mode {
-        CreateMode::GeoRestore => "GeoRestore is not offered yet: no copies are kept in a paired region. Use PointInTimeRestore in the source's region",
-        CreateMode::ReviveDropped => "ReviveDropped is not offered yet. A dropped server's backups are kept for 5 days",
+        CreateMode::GeoRestore => {
+            "GeoRestore is not offered yet: no copies are kept in a paired region. Use PointInTimeRestore in the source's region"
+        }
+        CreateMode::ReviveDropped => {
+            "ReviveDropped is not offered yet. A dropped server's backups are kept for 5 days"
+        }
         _ => "Read replicas are not offered. Use PointInTimeRestore for a copy of a server",
     };
     ArmError::from(Refusal::NotSupported(format!("{what}."))).at("properties.createMode")
@@ -78,7 +92,11 @@ fn not_offered(mode: CreateMode) -> ArmError {
 )]
 pub async fn get(Path(at): Path<ServerPath>, call: Call) -> Result<Response> {
     call.require(READ, &at.scope())?;
-    let view = call.api.control().get_server(at.reference(at.parse()?)).await?;
+    let view = call
+        .api
+        .control()
+        .get_server(at.reference(at.parse()?))
+        .await?;
     Ok(ok(Server::new(view, call.surroundings())))
 }
 
@@ -159,10 +177,17 @@ pub async fn list_by_group(Path(at): Path<GroupPath>, call: Call) -> Result<Resp
     params(SubscriptionPath),
     responses((status = 200, description = "A page of servers", body = List<Server>), (status = "4XX", description = "Refused", body = ErrorEnvelope))
 )]
-pub async fn list_by_subscription(Path(at): Path<SubscriptionPath>, call: Call) -> Result<Response> {
+pub async fn list_by_subscription(
+    Path(at): Path<SubscriptionPath>,
+    call: Call,
+) -> Result<Response> {
     call.rights.require_within(READ, &at.scope())?;
     let subscription: SubscriptionId = path::subscription(&at.subscription)?;
-    let page = call.api.control().list_servers(subscription, &call.page()?).await?;
+    let page = call
+        .api
+        .control()
+        .list_servers(subscription, &call.page()?)
+        .await?;
     listed(&call, page.items, page.next.as_deref())
 }
 
@@ -172,7 +197,10 @@ fn listed(call: &Call, views: Vec<ServerView>, next: Option<&str>) -> Result<Res
         .filter(|view| call.rights.allow(READ, &wire::id(&view.server)))
         .map(|view| Server::new(view, call.surroundings()))
         .collect();
-    Ok(ok(List { value, next_link: call.next_link(next)? }))
+    Ok(ok(List {
+        value,
+        next_link: call.next_link(next)?,
+    }))
 }
 
 /// Start a stopped server.
@@ -237,6 +265,9 @@ async fn power(at: &ServerPath, call: &Call, to: Power) -> Result<Response> {
 )]
 pub async fn list_replicas(Path(at): Path<ServerPath>, call: Call) -> Result<Response> {
     call.require(READ, &at.scope())?;
-    call.api.control().get_server(at.reference(at.parse()?)).await?;
+    call.api
+        .control()
+        .get_server(at.reference(at.parse()?))
+        .await?;
     Ok(ok(List::<Server>::whole(Vec::new())))
 }

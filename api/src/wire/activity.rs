@@ -21,7 +21,10 @@ pub struct Localized {
 impl Localized {
     fn of(value: impl Into<String>) -> Self {
         let value = value.into();
-        Self { localized_value: value.clone(), value }
+        Self {
+            localized_value: value.clone(),
+            value,
+        }
     }
 }
 
@@ -94,9 +97,15 @@ impl Event {
         let resource_type = event
             .action
             .rsplit_once('/')
-            .map_or(event.action.as_str(), |(kind, _)| kind.strip_suffix("/action").unwrap_or(kind))
+            .map_or(event.action.as_str(), |(kind, _)| {
+                kind.strip_suffix("/action").unwrap_or(kind)
+            })
             .to_owned();
-        let provider = resource_type.split('/').next().unwrap_or_default().to_owned();
+        let provider = resource_type
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let sub_status = event.http_status.map_or_else(String::new, |status| {
             let words = http::StatusCode::from_u16(status)
                 .ok()
@@ -109,7 +118,9 @@ impl Event {
             .map_or_else(|| event.caller.correlation_id.clone(), |id| id.to_string());
         let mut properties = event.properties;
         if let Some(status) = event.http_status {
-            properties.entry("statusCode".to_owned()).or_insert_with(|| status.to_string());
+            properties
+                .entry("statusCode".to_owned())
+                .or_insert_with(|| status.to_string());
         }
         Self {
             authorization: EventAuthorization {
@@ -136,7 +147,12 @@ impl Event {
                 client_ip_address: event.caller.client_address,
                 method,
             }),
-            id: format!("{}/events/{}/ticks/{}", event.resource_id, event.id, instant::ticks(event.at)),
+            id: format!(
+                "{}/events/{}/ticks/{}",
+                event.resource_id,
+                event.id,
+                instant::ticks(event.at)
+            ),
             level: match event.status {
                 ActivityStatus::Failed => "Error",
                 _ => "Informational",

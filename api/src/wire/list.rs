@@ -15,6 +15,9 @@ pub struct List<T> {
 impl<T> List<T> {
     #[must_use]
     pub fn whole(value: Vec<T>) -> Self {
-        Self { value, next_link: None }
+        Self {
+            value,
+            next_link: None,
+        }
     }
 }

@@ -48,7 +48,11 @@ impl From<LockLevel> for Level {
 impl From<Lock> for ManagementLock {
     fn from(lock: Lock) -> Self {
         Self {
-            id: format!("{}/providers/Microsoft.Authorization/locks/{}", lock.scope.trim_end_matches('/'), lock.name),
+            id: format!(
+                "{}/providers/Microsoft.Authorization/locks/{}",
+                lock.scope.trim_end_matches('/'),
+                lock.name
+            ),
             properties: LockProperties {
                 level: match lock.level {
                     Level::CanNotDelete => LockLevel::CanNotDelete,

@@ -60,7 +60,9 @@ pub struct ActionResult {
 #[must_use]
 pub fn internal_name(kind: OperationKind) -> &'static str {
     match kind {
-        OperationKind::CreateServer | OperationKind::UpdateServer => "UpsertServerManagementOperationV2",
+        OperationKind::CreateServer | OperationKind::UpdateServer => {
+            "UpsertServerManagementOperationV2"
+        }
         OperationKind::RestoreServer => "RestoreSnapshotManagementOperation",
         OperationKind::DeleteServer => "DropServerManagementOperation",
         OperationKind::StartServer => "StartServerManagementOperation",
@@ -89,14 +91,21 @@ pub fn failure(operation: &Operation) -> Option<ErrorInfo> {
         }
         (OperationState::Failed, None) => (
             "OperationFailed".to_owned(),
-            "The operation failed without saying why; the log of the server's node has more.".to_owned(),
+            "The operation failed without saying why; the log of the server's node has more."
+                .to_owned(),
         ),
-        (OperationState::Canceled, None) => {
-            ("OperationCanceled".to_owned(), "The operation was canceled.".to_owned())
-        }
+        (OperationState::Canceled, None) => (
+            "OperationCanceled".to_owned(),
+            "The operation was canceled.".to_owned(),
+        ),
         _ => return None,
     };
-    Some(ErrorInfo { code, message, target: None, details: Vec::new() })
+    Some(ErrorInfo {
+        code,
+        message,
+        target: None,
+        details: Vec::new(),
+    })
 }
 
 impl From<&Operation> for OperationStatus {
@@ -126,7 +135,10 @@ impl From<&Operation> for OperationStatus {
         properties.remove("provisioningState");
         let percent = match operation.state {
             OperationState::Succeeded => Some(100.0),
-            _ => operation.progress.as_ref().map(|progress| progress.percent.clamp(0.0, 100.0)),
+            _ => operation
+                .progress
+                .as_ref()
+                .map(|progress| progress.percent.clamp(0.0, 100.0)),
         };
         Self {
             id: format!(
@@ -135,7 +147,9 @@ impl From<&Operation> for OperationStatus {
             ),
             name: operation.id.to_string(),
             status: match operation.state {
-                OperationState::Accepted | OperationState::Running | OperationState::Canceling => "InProgress",
+                OperationState::Accepted | OperationState::Running | OperationState::Canceling => {
+                    "InProgress"
+                }
                 OperationState::Succeeded => "Succeeded",
                 OperationState::Failed => "Failed",
                 OperationState::Canceled => "Canceled",
@@ -207,15 +221,30 @@ pub(crate) mod tests {
     fn a_failure_stands_at_the_top() {
         // contract, fact 4
         let mut failed = operation(OperationState::Failed);
-        failed.failure = Some(Failure { code: "WalGap".into(), message: "gone".into() });
+        failed.failure = Some(Failure {
+            code: "WalGap".into(),
+            message: "gone".into(),
+        });
         let shown = serde_json::to_value(OperationStatus::from(&failed)).expect("JSON");
-        assert_eq!((&shown["status"], &shown["error"]), (&json!("Failed"), &json!({"code": "WalGap", "message": "gone"})));
+        assert_eq!(
+            (&shown["status"], &shown["error"]),
+            (
+                &json!("Failed"),
+                &json!({"code": "WalGap", "message": "gone"})
+            )
+        );
     }
 
     #[test]
     fn an_accepted_operation_says_no_status() {
         // contract, fact 2
-        let body = serde_json::to_value(AcceptedOperation::from(&operation(OperationState::Accepted))).expect("JSON");
-        assert_eq!(body, json!({"operation": "RestoreSnapshotManagementOperation", "startTime": "2026-11-20T10:00:00.123Z"}));
+        let body = serde_json::to_value(AcceptedOperation::from(&operation(
+            OperationState::Accepted,
+        )))
+        .expect("JSON");
+        assert_eq!(
+            body,
+            json!({"operation": "RestoreSnapshotManagementOperation", "startTime": "2026-11-20T10:00:00.123Z"})
+        );
     }
 }

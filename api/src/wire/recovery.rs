@@ -92,7 +92,10 @@ impl RestorePoints {
                 earliest_restore_date: instant::wire(preview.bounds.earliest),
                 latest_restore_date: instant::wire(preview.bounds.latest),
                 recovery_point_age_seconds: preview.age_seconds,
-                target: RestoreAim { kind: kind.to_owned(), point_in_time_utc },
+                target: RestoreAim {
+                    kind: kind.to_owned(),
+                    point_in_time_utc,
+                },
                 backup: UsedBackup {
                     name: preview.backup_name,
                     completed_time: completed,

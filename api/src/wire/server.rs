@@ -13,9 +13,7 @@ use holdfast_domain::server::{self, ServerState, StorageType, Tier};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::word::{
-    EncryptionType, HighAvailabilityMode, ReplicationRole, SkuTier, State, Switch,
-};
+use super::word::{EncryptionType, HighAvailabilityMode, ReplicationRole, SkuTier, State, Switch};
 use super::zulu;
 use crate::arm::ApiVersion;
 
@@ -176,7 +174,14 @@ impl Server {
     pub fn new(view: ServerView, around: Surroundings<'_>) -> Self {
         let id = id(&view.server);
         let state = state(view.server.state, around.version);
-        let server::Server { name, region, settings, minor_version, created_at, .. } = view.server;
+        let server::Server {
+            name,
+            region,
+            settings,
+            minor_version,
+            created_at,
+            ..
+        } = view.server;
         let location = around
             .site
             .region(&region)
@@ -190,10 +195,17 @@ impl Server {
                     Tier::MemoryOptimized => SkuTier::MemoryOptimized,
                 },
             },
-            system_data: SystemData { created_at: zulu(created_at) },
+            system_data: SystemData {
+                created_at: zulu(created_at),
+            },
             properties: ServerProperties {
-                data_encryption: DataEncryption { kind: EncryptionType::SystemManaged },
-                replica: Replica { role: ReplicationRole::Primary, capacity: 0 },
+                data_encryption: DataEncryption {
+                    kind: EncryptionType::SystemManaged,
+                },
+                replica: Replica {
+                    role: ReplicationRole::Primary,
+                    capacity: 0,
+                },
                 storage: Storage {
                     kind: match settings.storage.kind {
                         StorageType::Premium => "",
@@ -293,16 +305,25 @@ pub struct ConnectionProperties {
 
 impl Connection {
     #[must_use]
-    pub fn new(view: holdfast_control_plane::server::ConnectionView, around: Surroundings<'_>) -> Self {
+    pub fn new(
+        view: holdfast_control_plane::server::ConnectionView,
+        around: Surroundings<'_>,
+    ) -> Self {
         Self {
-            id: format!("{}/providers/Holdfast.Recovery/connection", id(&view.server)),
+            id: format!(
+                "{}/providers/Holdfast.Recovery/connection",
+                id(&view.server)
+            ),
             name: "connection".to_owned(),
             kind: "Holdfast.Recovery/connection".to_owned(),
             properties: ConnectionProperties {
                 host: view.host,
                 port: view.port,
                 socket_directory: view.socket_dir.map(|dir| dir.display().to_string()),
-                fully_qualified_domain_name: format!("{}.{}", view.server.name, around.domain_suffix),
+                fully_qualified_domain_name: format!(
+                    "{}.{}",
+                    view.server.name, around.domain_suffix
+                ),
                 administrator_login: view.administrator_login,
                 database: "postgres".to_owned(),
                 state: state(view.server.state, around.version),
@@ -310,7 +331,6 @@ impl Connection {
         }
     }
 }
-
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -324,21 +344,42 @@ pub(crate) mod tests {
         ServerView {
             server: server::Server {
                 id: ServerId::new(),
-                subscription: "11111111-2222-3333-4444-555555555555".parse::<SubscriptionId>().expect("valid"),
+                subscription: "11111111-2222-3333-4444-555555555555"
+                    .parse::<SubscriptionId>()
+                    .expect("valid"),
                 group: "RG1".into(),
                 name: "pg1".into(),
                 region: "eastus2".into(),
                 state: ServerState::Provisioning,
                 settings: server::ServerSettings {
-                    sku: server::Sku { name: "Standard_D2s_v3".into(), tier: Tier::GeneralPurpose },
-                    storage: server::Storage { size_gb: 32, auto_grow: false, kind: StorageType::Premium, tier: Some("P4".into()), iops: None, throughput: None },
+                    sku: server::Sku {
+                        name: "Standard_D2s_v3".into(),
+                        tier: Tier::GeneralPurpose,
+                    },
+                    storage: server::Storage {
+                        size_gb: 32,
+                        auto_grow: false,
+                        kind: StorageType::Premium,
+                        tier: Some("P4".into()),
+                        iops: None,
+                        throughput: None,
+                    },
                     major: 15,
                     administrator_login: "hfadmin".into(),
                     retention: RetentionWindow::new(7).expect("in range"),
                     redundancy: Redundancy::Zone,
-                    network: server::Network { public: true, delegated_subnet: None, private_dns_zone: None },
+                    network: server::Network {
+                        public: true,
+                        delegated_subnet: None,
+                        private_dns_zone: None,
+                    },
                     zone: None,
-                    maintenance_window: server::MaintenanceWindow { custom: false, day_of_week: 0, start_hour: 0, start_minute: 0 },
+                    maintenance_window: server::MaintenanceWindow {
+                        custom: false,
+                        day_of_week: 0,
+                        start_hour: 0,
+                        start_minute: 0,
+                    },
                     tags: BTreeMap::new(),
                 },
                 is_replica: false,
@@ -361,7 +402,11 @@ pub(crate) mod tests {
 
     fn shown(view: ServerView, version: &str) -> serde_json::Value {
         let version = ApiVersion::parse(version).expect("valid");
-        let around = Surroundings { site: &Site::built_in(), domain_suffix: "pg.example", version: &version };
+        let around = Surroundings {
+            site: &Site::built_in(),
+            domain_suffix: "pg.example",
+            version: &version,
+        };
         serde_json::to_value(Server::new(view, around)).expect("JSON")
     }
 
@@ -400,12 +445,18 @@ pub(crate) mod tests {
 
     #[test]
     fn what_a_version_does_not_know_is_said_in_its_words() {
-        assert_eq!(shown(view(), "2024-08-01")["properties"]["state"], "Updating");
+        assert_eq!(
+            shown(view(), "2024-08-01")["properties"]["state"],
+            "Updating"
+        );
         let mut backed_up = view();
         backed_up.earliest_restore = instant::parse("2026-11-20T10:05:00.5Z");
         backed_up.server.settings.zone = Some("1".into());
         let shown = shown(backed_up, "2026-10-01");
-        assert_eq!(shown["properties"]["backup"]["earliestRestoreDate"], "2026-11-20T10:05:00.5000000+00:00");
+        assert_eq!(
+            shown["properties"]["backup"]["earliestRestoreDate"],
+            "2026-11-20T10:05:00.5000000+00:00"
+        );
         assert_eq!(shown["properties"]["availabilityZone"], "1");
     }
 }

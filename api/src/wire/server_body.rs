@@ -148,12 +148,16 @@ pub struct ClusterBody {
     pub cluster_size: Option<u32>,
 }
 
-fn as_sent<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Value>, D::Error> {
+fn as_sent<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }
 
 /// Not `Option`'s own reading, for which null is absent.
-fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<i64>, D::Error> {
+fn whole_number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<i64>, D::Error> {
     i64::deserialize(deserializer).map(Some)
 }
 
@@ -170,11 +174,13 @@ impl Put {
     /// # Errors
     /// The first member that cannot be what it is, with its JSON path.
     pub fn read(mut body: Value) -> Result<Self> {
-        let restoring = body["properties"]["createMode"].as_str().is_some_and(|mode| {
-            ["PointInTimeRestore", "GeoRestore", "ReviveDropped"]
-                .iter()
-                .any(|restore| mode.eq_ignore_ascii_case(restore))
-        });
+        let restoring = body["properties"]["createMode"]
+            .as_str()
+            .is_some_and(|mode| {
+                ["PointInTimeRestore", "GeoRestore", "ReviveDropped"]
+                    .iter()
+                    .any(|restore| mode.eq_ignore_ascii_case(restore))
+            });
         prune(&mut body, restoring);
         let mut body: ServerBody = typed(body)?;
         let properties = &mut body.properties;
@@ -211,7 +217,10 @@ fn restore_time(given: &Value) -> Result<DateTime<Utc>> {
 pub fn read_patch(mut body: Value) -> Result<ServerWish> {
     prune(&mut body, false);
     let body: ServerBody = typed(body)?;
-    if !matches!(body.properties.create_mode, None | Some(CreateMode::Default | CreateMode::Update)) {
+    if !matches!(
+        body.properties.create_mode,
+        None | Some(CreateMode::Default | CreateMode::Update)
+    ) {
         return Err(ArmError::invalid(
             "properties.createMode",
             "A PATCH changes the server that is there; use Default or Update, or leave it out.",
@@ -275,7 +284,10 @@ fn wish(body: ServerBody) -> Result<ServerWish> {
             && tier.len() > 1
             && tier[1..].bytes().all(|b| b.is_ascii_digit()))
     {
-        return Err(ArmError::invalid("properties.storage.tier", "Use a tier from P1 to P80."));
+        return Err(ArmError::invalid(
+            "properties.storage.tier",
+            "Use a tier from P1 to P80.",
+        ));
     }
     Ok(ServerWish {
         location: body.location,
@@ -304,7 +316,10 @@ fn wish(body: ServerBody) -> Result<ServerWish> {
         delegated_subnet: p.network.delegated_subnet_resource_id,
         private_dns_zone: p.network.private_dns_zone_arm_resource_id,
         zone: p.availability_zone,
-        high_availability: p.high_availability.mode.map(|mode| mode != HighAvailabilityMode::Disabled),
+        high_availability: p
+            .high_availability
+            .mode
+            .map(|mode| mode != HighAvailabilityMode::Disabled),
         maintenance_window: p.maintenance_window.map(window).transpose()?,
         tags: body.tags,
     })
@@ -314,7 +329,12 @@ fn major(version: &str) -> Result<u16> {
     Some(version)
         .filter(|version| version.len() == 2 && version.bytes().all(|b| b.is_ascii_digit()))
         .and_then(|version| version.parse().ok())
-        .ok_or_else(|| ArmError::invalid("properties.version", "Give PostgreSQL's major version, such as \"17\"."))
+        .ok_or_else(|| {
+            ArmError::invalid(
+                "properties.version",
+                "Give PostgreSQL's major version, such as \"17\".",
+            )
+        })
 }
 
 fn window(body: MaintenanceWindowBody) -> Result<MaintenanceWindow> {
@@ -333,13 +353,22 @@ fn window(body: MaintenanceWindowBody) -> Result<MaintenanceWindow> {
 }
 
 /// What clients can ask for and Holdfast would not do: said at once, never taken and forgotten.
-fn refuse_what_is_not_offered(identity: Option<&IdentityBody>, p: &ServerBodyProperties) -> Result<()> {
+fn refuse_what_is_not_offered(
+    identity: Option<&IdentityBody>,
+    p: &ServerBodyProperties,
+) -> Result<()> {
     let refuse = |asked: bool, target: &str, message: &str| {
-        if asked { Err(ArmError::invalid(target, message)) } else { Ok(()) }
+        if asked {
+            Err(ArmError::invalid(target, message))
+        } else {
+            Ok(())
+        }
     };
     let on = |switch: Option<Switch>| switch.is_some_and(Switch::is_on);
     refuse(
-        identity.and_then(|identity| identity.kind).is_some_and(|kind| kind != IdentityType::None),
+        identity
+            .and_then(|identity| identity.kind)
+            .is_some_and(|kind| kind != IdentityType::None),
         "identity.type",
         "Managed identities are not offered; use None.",
     )?;
@@ -364,7 +393,10 @@ fn refuse_what_is_not_offered(identity: Option<&IdentityBody>, p: &ServerBodyPro
         "Elastic clusters are not offered; leave it out.",
     )?;
     refuse(
-        matches!(p.replication_role, Some(ReplicationRole::AsyncReplica | ReplicationRole::GeoAsyncReplica)),
+        matches!(
+            p.replication_role,
+            Some(ReplicationRole::AsyncReplica | ReplicationRole::GeoAsyncReplica)
+        ),
         "properties.replicationRole",
         "Read replicas are not offered; leave it out.",
     )?;
@@ -373,7 +405,11 @@ fn refuse_what_is_not_offered(identity: Option<&IdentityBody>, p: &ServerBodyPro
         "properties.backup.immutableBackup",
         "Immutable backups are not offered; a CanNotDelete lock protects the server and its backups.",
     )?;
-    refuse(on(p.fips_mode), "properties.fipsMode", "FIPS mode is not offered; use Disabled.")
+    refuse(
+        on(p.fips_mode),
+        "properties.fipsMode",
+        "FIPS mode is not offered; use Disabled.",
+    )
 }
 
 /// Resource Manager's limits: 50 tags, names of 512 and values of 256 characters, names without case.
@@ -414,7 +450,10 @@ mod tests {
 
     fn target(body: Value) -> String {
         let error = Put::read(body).map(|_| ()).expect_err("refused");
-        assert_eq!((error.status().as_u16(), error.code()), (400, "InvalidParameterValue"));
+        assert_eq!(
+            (error.status().as_u16(), error.code()),
+            (400, "InvalidParameterValue")
+        );
         error.target().expect("has a target").to_owned()
     }
 
@@ -451,7 +490,10 @@ mod tests {
                 "storage": {"autoGrow": "Disabled", "storageSizeGB": 0, "tier": "P4"}}}));
         assert_eq!(put.mode, CreateMode::PointInTimeRestore);
         assert_eq!(put.source.as_deref(), Some(SOURCE));
-        assert_eq!(put.restore_time().ok().flatten(), instant::parse("2026-11-20T10:11:33.289710Z"));
+        assert_eq!(
+            put.restore_time().ok().flatten(),
+            instant::parse("2026-11-20T10:11:33.289710Z")
+        );
         assert_eq!(
             put.wish,
             ServerWish {
@@ -469,9 +511,17 @@ mod tests {
     #[test]
     fn a_patch_that_says_nothing_wishes_nothing() {
         // contract §3.5: what 2.0.0 sends with a tags-only PATCH
-        let wish = read_patch(json!({"tags": {"only": "this"}, "properties": {"availabilityZone": ""}})).ok();
+        let wish =
+            read_patch(json!({"tags": {"only": "this"}, "properties": {"availabilityZone": ""}}))
+                .ok();
         let tags = BTreeMap::from([("only".to_owned(), "this".to_owned())]);
-        assert_eq!(wish, Some(ServerWish { tags: Some(tags), ..ServerWish::default() }));
+        assert_eq!(
+            wish,
+            Some(ServerWish {
+                tags: Some(tags),
+                ..ServerWish::default()
+            })
+        );
         assert_eq!(read_patch(json!({})).ok(), Some(ServerWish::default()));
         assert!(read_patch(json!({"properties": {"createMode": "PointInTimeRestore"}})).is_err());
     }
@@ -479,13 +529,34 @@ mod tests {
     #[test]
     fn a_retention_that_is_not_a_whole_number_is_refused_where_it_stands() {
         // RELIABILITY §4.9 row 17
-        for days in ["7.5", "\"7\"", "1e2", "9223372036854775808", "null", "\"\"", "[7]", "{}"] {
-            let body: Value = serde_json::from_str(&format!(r#"{{"properties":{{"backup":{{"backupRetentionDays":{days}}}}}}}"#)).expect("JSON");
-            assert_eq!(target(body), "properties.backup.backupRetentionDays", "{days}");
+        for days in [
+            "7.5",
+            "\"7\"",
+            "1e2",
+            "9223372036854775808",
+            "null",
+            "\"\"",
+            "[7]",
+            "{}",
+        ] {
+            let body: Value = serde_json::from_str(&format!(
+                r#"{{"properties":{{"backup":{{"backupRetentionDays":{days}}}}}}}"#
+            ))
+            .expect("JSON");
+            assert_eq!(
+                target(body),
+                "properties.backup.backupRetentionDays",
+                "{days}"
+            );
         }
         for days in [0, 6, 36, -1] {
             // The range is the domain's to judge.
-            assert_eq!(read(json!({"properties": {"backup": {"backupRetentionDays": days}}})).wish.retention_days, Some(days));
+            assert_eq!(
+                read(json!({"properties": {"backup": {"backupRetentionDays": days}}}))
+                    .wish
+                    .retention_days,
+                Some(days)
+            );
         }
     }
 
@@ -494,31 +565,77 @@ mod tests {
         // RELIABILITY §4.9 row 15
         let long = "2".repeat(10_000);
         for time in [
-            json!("2026-11-20 10:00"), json!("2026-11-20T10:00:00"), json!("20261120"), json!("2026-02-30T00:00:00Z"),
-            json!("2026-11-20T24:00:00Z"), json!("2026-11-20T23:59:60Z"), json!("2026-11-20T10:00:00+99:00"),
-            json!("0000-01-01T00:00:00Z"), json!("10000-01-01T00:00:00Z"), json!("infinity"), json!("now"), json!("epoch"),
-            json!("'; DROP TABLE--"), json!("2026-11-20T10:00:00Z\n restore_command=x"), json!(long), json!(1), json!(null),
-            json!([]), json!(""), json!({}),
+            json!("2026-11-20 10:00"),
+            json!("2026-11-20T10:00:00"),
+            json!("20261120"),
+            json!("2026-02-30T00:00:00Z"),
+            json!("2026-11-20T24:00:00Z"),
+            json!("2026-11-20T23:59:60Z"),
+            json!("2026-11-20T10:00:00+99:00"),
+            json!("0000-01-01T00:00:00Z"),
+            json!("10000-01-01T00:00:00Z"),
+            json!("infinity"),
+            json!("now"),
+            json!("epoch"),
+            json!("'; DROP TABLE--"),
+            json!("2026-11-20T10:00:00Z\n restore_command=x"),
+            json!(long),
+            json!(1),
+            json!(null),
+            json!([]),
+            json!(""),
+            json!({}),
         ] {
-            let put = read(json!({"properties": {"createMode": "PointInTimeRestore", "sourceServerResourceId": SOURCE, "pointInTimeUTC": time}}));
+            let put = read(
+                json!({"properties": {"createMode": "PointInTimeRestore", "sourceServerResourceId": SOURCE, "pointInTimeUTC": time}}),
+            );
             let error = put.restore_time().expect_err("refused");
-            assert_eq!((error.code(), error.target()), ("InvalidParameterValue", Some("pointInTimeUTC")));
+            assert_eq!(
+                (error.code(), error.target()),
+                ("InvalidParameterValue", Some("pointInTimeUTC"))
+            );
         }
-        let put = read(json!({"properties": {"createMode": "pointintimerestore", "sourceServerResourceId": SOURCE}}));
+        let put = read(
+            json!({"properties": {"createMode": "pointintimerestore", "sourceServerResourceId": SOURCE}}),
+        );
         assert!(matches!(put.restore_time(), Ok(None)));
     }
 
     #[test]
     fn what_is_not_offered_is_refused_and_not_forgotten() {
         for (body, at) in [
-            (json!({"identity": {"type": "SystemAssigned"}}), "identity.type"),
-            (json!({"properties": {"dataEncryption": {"type": "AzureKeyVault"}}}), "properties.dataEncryption.type"),
-            (json!({"properties": {"authConfig": {"activeDirectoryAuth": "Enabled"}}}), "properties.authConfig.activeDirectoryAuth"),
-            (json!({"properties": {"cluster": {"clusterSize": 2}}}), "properties.cluster.clusterSize"),
-            (json!({"properties": {"backup": {"immutableBackup": "Enabled"}}}), "properties.backup.immutableBackup"),
-            (json!({"properties": {"createMode": "Sideways"}}), "properties.createMode"),
-            (json!({"properties": {"version": "15.4"}}), "properties.version"),
-            (json!({"properties": {"storage": {"storageSizeGB": -1}}}), "properties.storage.storageSizeGB"),
+            (
+                json!({"identity": {"type": "SystemAssigned"}}),
+                "identity.type",
+            ),
+            (
+                json!({"properties": {"dataEncryption": {"type": "AzureKeyVault"}}}),
+                "properties.dataEncryption.type",
+            ),
+            (
+                json!({"properties": {"authConfig": {"activeDirectoryAuth": "Enabled"}}}),
+                "properties.authConfig.activeDirectoryAuth",
+            ),
+            (
+                json!({"properties": {"cluster": {"clusterSize": 2}}}),
+                "properties.cluster.clusterSize",
+            ),
+            (
+                json!({"properties": {"backup": {"immutableBackup": "Enabled"}}}),
+                "properties.backup.immutableBackup",
+            ),
+            (
+                json!({"properties": {"createMode": "Sideways"}}),
+                "properties.createMode",
+            ),
+            (
+                json!({"properties": {"version": "15.4"}}),
+                "properties.version",
+            ),
+            (
+                json!({"properties": {"storage": {"storageSizeGB": -1}}}),
+                "properties.storage.storageSizeGB",
+            ),
             (json!({"tags": {"a": "1", "A": "2"}}), "tags"),
             (json!({"tags": {"a": 1}}), "tags.a"),
         ] {
@@ -528,7 +645,9 @@ mod tests {
 
     #[test]
     fn a_mistyped_password_is_not_echoed() {
-        let error = Put::read(json!({"properties": {"administratorLoginPassword": 887_766}})).map(|_| ()).expect_err("refused");
+        let error = Put::read(json!({"properties": {"administratorLoginPassword": 887_766}}))
+            .map(|_| ())
+            .expect_err("refused");
         assert!(!error.message().contains("887766"), "{}", error.message());
     }
 }
