@@ -89,7 +89,10 @@ impl JobContext {
     pub async fn validate(&self, keys: &[String]) -> Result<Vec<String>> {
         self.check()?;
         match &self.gateway {
-            Some(gateway) => gateway.validate(self.lease, keys).await,
+            Some(gateway) => tokio::select! {
+                answer = gateway.validate(self.lease, keys) => answer,
+                () = self.cancel.cancelled() => Err(Error::Canceled),
+            },
             // Nobody can say what is pinned: nothing may go.
             None => Ok(Vec::new()),
         }

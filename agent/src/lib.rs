@@ -31,6 +31,10 @@ pub mod trace;
 pub mod work;
 
 #[cfg(test)]
+pub(crate) mod gateway_fixture;
+#[cfg(test)]
+mod lease_tests;
+#[cfg(test)]
 pub(crate) mod node_fixture;
 
 pub use clock::Clock;

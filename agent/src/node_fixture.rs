@@ -91,7 +91,7 @@ impl TestNode {
     }
 }
 
-fn config(root: &Path) -> AgentConfig {
+pub(crate) fn config(root: &Path) -> AgentConfig {
     AgentConfig {
         name: "n1".into(),
         region: "eastus2".into(),
