@@ -66,7 +66,10 @@ pub(crate) async fn step(
         kind: operation.kind,
         latest_meant: matches!(
             record.input,
-            Some(Input::Restore { target: RestoreTarget::Latest, .. })
+            Some(Input::Restore {
+                target: RestoreTarget::Latest | RestoreTarget::LatestUntil(_),
+                ..
+            })
         ),
         cancel_asked: false,
         deadline: operation.deadline,

@@ -21,6 +21,9 @@ use crate::{BackupId, Timeline};
 pub enum RestoreTarget {
     /// Everything that is durable (FLX-060, FLX-061).
     Latest,
+    /// Everything durable that was committed by this instant, which nothing durable has passed yet:
+    /// the source is asked for its newest WAL first. [`choose`] then turns it into one of the others.
+    LatestUntil(DateTime<Utc>),
     /// The state at this instant: the longest WAL prefix without a later commit (FLX-062).
     At(DateTime<Utc>),
     /// This backup and nothing after its end: a fast restore (FLX-064, FLX-065).
@@ -79,9 +82,11 @@ pub fn interpret(
         return Err(out_of_range());
     }
     if asked > bounds.latest {
-        // Nobody's clock is the database's: just after the latest instant the latest is meant.
+        // Nobody's clock is the database's: just after the latest instant the latest is meant. But
+        // what the flush adds may have been committed later than asked (a table dropped a second
+        // after the instant to go back to), and that is not wanted.
         return if (asked - now).abs() <= TOLERANCE {
-            Ok(RestoreTarget::Latest)
+            Ok(RestoreTarget::LatestUntil(asked))
         } else {
             Err(out_of_range())
         };
@@ -146,6 +151,11 @@ pub fn choose(catalogue: &Catalogue, target: RestoreTarget) -> Result<Chosen, Re
     match target {
         RestoreTarget::Backup(id) => fast(catalogue, id),
         RestoreTarget::Latest => latest(catalogue),
+        RestoreTarget::LatestUntil(at) => match custom(catalogue, at) {
+            // Nothing durable was committed later.
+            Err(Refusal::RestoreTimeOutOfRange { .. }) => latest(catalogue),
+            answer => answer,
+        },
         RestoreTarget::At(at) => custom(catalogue, at),
     }
 }
@@ -411,7 +421,7 @@ mod tests {
         assert_eq!(ask(None), Ok(RestoreTarget::Latest));
         assert_eq!(
             ask(Some(now + TimeDelta::minutes(4))),
-            Ok(RestoreTarget::Latest)
+            Ok(RestoreTarget::LatestUntil(now + TimeDelta::minutes(4)))
         );
         assert!(ask(Some(now + TimeDelta::minutes(6))).is_err());
         let first = catalogue.backups[0].id;
@@ -431,6 +441,19 @@ mod tests {
         );
         let between = second.completed_time + ms(1500);
         assert_eq!(ask(Some(between)), Ok(RestoreTarget::At(between)));
+    }
+
+    #[test]
+    fn what_was_committed_after_the_instant_does_not_come_back_with_the_flush() {
+        // DESIGN 3.6, FLX-062: the instant before a table was dropped, asked for at once
+        let catalogue = &nightly().catalogue;
+        let commits = catalogue.wal.iter().filter_map(|object| object.stamps);
+        let dropped = commits.map(|stamps| stamps.largest.at).max().expect("there are commits");
+        let before = dropped - TimeDelta::milliseconds(1);
+        let target = |at| choose(catalogue, RestoreTarget::LatestUntil(at)).map(|it| it.target);
+        assert_eq!(target(before), Ok(RestoreTarget::At(before)));
+        let latest = catalogue.latest_restorable().expect("has backups");
+        assert_eq!(target(latest + TimeDelta::seconds(9)), Ok(RestoreTarget::Latest));
     }
 
     #[test]

@@ -168,12 +168,13 @@ impl ScriptedNode {
         self.lives.contains_key(&incarnation)
     }
 
-    /// Somebody commits a change on the server; it is not durable before the next flush.
+    /// Somebody commits a change on the server and fills a segment with it; nothing of it is durable
+    /// before the next flush.
     pub fn write(&mut self, incarnation: IncarnationId, at: DateTime<Utc>) {
         if let Some(life) = self.lives.get_mut(&incarnation) {
             let stamp = Stamp { at, lsn: life.end, end: life.end + RECORD };
             life.last_counting = Some(life.end);
-            life.end = stamp.end;
+            life.end = stamp.end.segment_end(SEGMENT);
             match &mut life.stamps {
                 Some(stamps) => stamps.push(stamp),
                 none => *none = Some(Stamps::of(stamp)),
@@ -353,7 +354,7 @@ impl ScriptedNode {
         let life = Life::new(spec.placement.server, timeline, switch_lsn, vec![begins]);
         self.lives.insert(incarnation, life);
         let restored_to = match &spec.target {
-            RestoreTarget::At(at) => *at,
+            RestoreTarget::At(at) | RestoreTarget::LatestUntil(at) => *at,
             RestoreTarget::Backup(_) => source.backup_completed_time,
             RestoreTarget::Latest => now,
         };

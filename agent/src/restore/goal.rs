@@ -46,7 +46,7 @@ impl Goal {
         let until = match target {
             RestoreTarget::Backup(_) => return Self::end_of_backup(source, stores, data_key).await,
             RestoreTarget::Latest => Until::Latest,
-            RestoreTarget::At(instant) => Until::At(instant),
+            RestoreTarget::At(instant) | RestoreTarget::LatestUntil(instant) => Until::At(instant),
         };
         let search = Search {
             objects: &source.wal,
@@ -62,9 +62,13 @@ impl Goal {
         };
         match resolve(&search, fetch).await.map_err(missing_is_a_gap)? {
             // A commit inside the backup is part of it: recovery cannot stop before the end.
-            Target::Lsn { target, end, stamp, .. } if end > source.backup_stop => {
-                Ok(Self { target, end, stamp: Some(stamp) })
-            }
+            Target::Lsn {
+                target, end, stamp, ..
+            } if end > source.backup_stop => Ok(Self {
+                target,
+                end,
+                stamp: Some(stamp),
+            }),
             Target::Lsn { .. } | Target::Immediate => {
                 Self::end_of_backup(source, stores, data_key).await
             }
@@ -89,12 +93,19 @@ impl Goal {
         let mut walker = Walker::at_page(begin, source.wal_segment_bytes);
         let mut found = None;
         for object in objects.iter().filter(|object| object.start < stop) {
-            let opened = get_wal(stores, data_key, object).await.map_err(missing_is_a_gap)?;
+            let opened = get_wal(stores, data_key, object)
+                .await
+                .map_err(missing_is_a_gap)?;
             let from = walker.position().bytes_since(object.start) as usize;
             let to = stop.min(object.end).bytes_since(object.start) as usize;
-            let Some(bytes) = opened.bytes.get(from..to) else { continue };
+            let Some(bytes) = opened.bytes.get(from..to) else {
+                continue;
+            };
             let fed = walker.feed(bytes, |record| {
-                if record.end == stop && record.rmgr == rmgr::XLOG && record.info & 0xF0 == BACKUP_END {
+                if record.end == stop
+                    && record.rmgr == rmgr::XLOG
+                    && record.info & 0xF0 == BACKUP_END
+                {
                     found = Some(record.start);
                 }
             });
@@ -108,7 +119,11 @@ impl Goal {
             message: format!("the write-ahead log does not have the end of the backup at {stop}"),
             retryable: false,
         })?;
-        Ok(Self { target, end: stop, stamp: None })
+        Ok(Self {
+            target,
+            end: stop,
+            stamp: None,
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,17 +18,16 @@ use holdfast_vault::backup::{Manifest, RestoreInto, Restored, TablespaceRoot, re
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::job::JobContext;
-use crate::node::Node;
 use crate::postgres::configuration::ServerConfiguration;
 use crate::postgres::{Postmaster, PostmasterSpec, StopMode};
-use crate::restore::directory::{Building, clear_earlier};
+use crate::restore::directory::{Building, PrivateDir, clear_earlier};
+use crate::restore::finished::Finished;
 use crate::restore::goal::Goal;
 use crate::restore::handover::{self, Handover, NewPassword};
-use crate::restore::parameters::{self, Current, Parameters};
+use crate::restore::parameters::{self, Parameters};
 use crate::restore::patience::patiently;
 use crate::restore::plan::Plan;
 use crate::restore::progress::RestoreProgress;
@@ -36,23 +35,10 @@ use crate::restore::recovery::{self, RecoveryConfiguration};
 use crate::restore::segment_source::SegmentSource;
 use crate::restore::wal_server::WalServer;
 use crate::restore::{sample, tasks};
-use crate::server::ServerHandle;
 use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
 
-/// What a finished attempt leaves beside its data, so that a repeated job answers the same.
-const FINISHED: &str = "restored.json";
 const STOP_WITHIN: Duration = Duration::from_secs(300);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-
-/// The outcome as far as it is known before the server first runs in production.
-#[derive(Serialize, Deserialize)]
-struct Finished {
-    outcome: RestoreOutcome,
-    source_parameters: Parameters,
-    subscriptions: Vec<String>,
-    prepared_transactions: Vec<String>,
-    damaged_pages: usize,
-}
 
 pub async fn run(ctx: &JobContext, spec: RestoreSpec) -> Result<RestoreOutcome, JobError> {
     let incarnation = spec.placement.incarnation;
@@ -72,14 +58,15 @@ async fn restore(ctx: &JobContext, spec: &RestoreSpec) -> Result<RestoreOutcome>
     let node = &ctx.node;
     let placement = &spec.placement;
     let last = node.server_dir(placement.incarnation);
-    if let Some(finished) = read_finished(&last)? {
+    if let Some(finished) = Finished::read(&last)? {
         tracing::info!(incarnation = %placement.incarnation, "a finished restore is adopted");
         return into_service(ctx, spec, finished).await;
     }
     if last.symlink_metadata().is_ok() {
         return Err(Error::Failed {
             code: "RestoreTargetExists",
-            message: "the new server's directory exists already and was not made by this restore".into(),
+            message: "the new server's directory exists already and was not made by this restore"
+                .into(),
             retryable: false,
         });
     }
@@ -88,7 +75,10 @@ async fn restore(ctx: &JobContext, spec: &RestoreSpec) -> Result<RestoreOutcome>
     let building = Building::create(node, placement.incarnation, ctx.job, ctx.epoch)?;
     let finished = match build(ctx, spec, &building).await {
         Ok(finished) => finished,
-        Err(Failure { error, directory_tells: true }) => {
+        Err(Failure {
+            error,
+            directory_tells: true,
+        }) => {
             clear_failed(ctx, spec, building).await;
             return Err(error);
         }
@@ -99,7 +89,7 @@ async fn restore(ctx: &JobContext, spec: &RestoreSpec) -> Result<RestoreOutcome>
             return Err(error);
         }
     };
-    write_finished(building.root(), &finished)?;
+    finished.write(building.root())?;
     ctx.check()?;
     node.publish(placement, building.root()).await?;
     into_service(ctx, spec, finished).await
@@ -113,7 +103,10 @@ struct Failure {
 
 impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { error: error.into(), directory_tells: false }
+        Self {
+            error: error.into(),
+            directory_tells: false,
+        }
     }
 }
 
@@ -128,11 +121,18 @@ async fn clear_failed(ctx: &JobContext, spec: &RestoreSpec, building: Building) 
 }
 
 /// Everything from the empty directory to a recovered, verified, stopped cluster in it.
-async fn build(ctx: &JobContext, spec: &RestoreSpec, building: &Building) -> Result<Finished, Failure> {
+async fn build(
+    ctx: &JobContext,
+    spec: &RestoreSpec,
+    building: &Building,
+) -> Result<Finished, Failure> {
     let progress = RestoreProgress::new(ctx);
     let source = &spec.source;
     let stores = ctx.node.stores(&source.vaults)?;
-    let data_key = ctx.node.key_ring().unwrap(&source.wrapped_key, source.incarnation)?;
+    let data_key = ctx
+        .node
+        .key_ring()
+        .unwrap(&source.wrapped_key, source.incarnation)?;
 
     let manifest = patiently("the backup's manifest", || async {
         Ok(Manifest::load(&stores, &data_key, source.incarnation, &source.manifest).await?)
@@ -150,19 +150,38 @@ async fn build(ctx: &JobContext, spec: &RestoreSpec, building: &Building) -> Res
         goal = ?plan.goal, end = ?plan.end, segments = plan.segments.len(), "restore planned"
     );
 
-    let restored = copy_data(building, &manifest, &stores, &data_key, ctx.node.service_user().ids(), &progress).await?;
-    let control = ControlFile::parse(restored.pg_control.to_vec()).map_err(|_| damaged_control())?;
+    let restored = copy_data(
+        building,
+        &manifest,
+        &stores,
+        &data_key,
+        ctx.node.service_user().ids(),
+        &progress,
+    )
+    .await?;
+    let control =
+        ControlFile::parse(restored.pg_control.to_vec()).map_err(|_| damaged_control())?;
     if control.system_identifier() != manifest.meta.system_identifier {
         return Err(damaged_control().into());
     }
     let source_parameters =
         parameters::of_directory(&building.data()).map_err(Error::file("read", building.data()))?;
 
-    let recovered = Recovery { ctx, spec, building, manifest: &manifest, plan: &plan, progress: &progress };
+    let recovered = Recovery {
+        ctx,
+        spec,
+        building,
+        manifest: &manifest,
+        plan: &plan,
+        progress: &progress,
+    };
     recovered
         .run(stores, data_key, control, source_parameters, restored.bytes)
         .await
-        .map_err(|error| Failure { directory_tells: !matches!(error, Error::Canceled), error })
+        .map_err(|error| Failure {
+            directory_tells: !matches!(error, Error::Canceled),
+            error,
+        })
 }
 
 /// The catalogue and the manifest have to tell of the same backup.
@@ -256,15 +275,25 @@ impl Recovery<'_> {
         let major = placement.major;
         let data = self.building.data();
         let catalog_version = control.catalog_version();
-        let private = PrivateDir::create(node, self.ctx)?;
+        let private = PrivateDir::create(node, self.ctx.job, self.ctx.epoch)?;
 
-        let source =
-            SegmentSource::new(Arc::clone(self.plan), stores, data_key, self.building.spool());
-        let server = WalServer::start(&private.0, self.ctx.epoch, user, Arc::clone(self.plan), source)?;
+        let source = SegmentSource::new(
+            Arc::clone(self.plan),
+            stores,
+            data_key,
+            self.building.spool(),
+        );
+        let server = WalServer::start(
+            private.path(),
+            self.ctx.epoch,
+            user,
+            Arc::clone(self.plan),
+            source,
+        )?;
         let production = ServerConfiguration {
             major,
             port: placement.port,
-            socket_dir: private.0.clone(),
+            socket_dir: private.path().to_owned(),
             cluster_name: placement.incarnation.to_string(),
             agent_os_user: user.agent_name().to_owned(),
         };
@@ -286,7 +315,7 @@ impl Recovery<'_> {
             installation,
             data_dir: data.clone(),
             log_file: self.building.log(),
-            socket_dir: private.0.clone(),
+            socket_dir: private.path().to_owned(),
             port: placement.port,
             user: user.clone(),
             settings: Vec::new(),
@@ -297,9 +326,13 @@ impl Recovery<'_> {
         let restored_to = self.restored_to();
         self.progress.finishing(restored_to);
 
-        let password = self.spec.administrator_password.clone().map(SecretString::from);
+        let password = self
+            .spec
+            .administrator_password
+            .clone()
+            .map(SecretString::from);
         let handed_over = handover::clean(
-            &private.0,
+            private.path(),
             placement.port,
             major,
             password.as_ref().map(|password| NewPassword {
@@ -312,8 +345,10 @@ impl Recovery<'_> {
         drop(server);
         if meta.data_checksums {
             let known = meta.corrupt_pages.clone();
-            tokio::task::spawn_blocking(move || sample::check(&data, major, catalog_version, &known))
-                .await??;
+            tokio::task::spawn_blocking(move || {
+                sample::check(&data, major, catalog_version, &known)
+            })
+            .await??;
         }
         tokio::fs::remove_dir_all(self.building.spool())
             .await
@@ -365,35 +400,25 @@ impl Recovery<'_> {
     fn restored_to(&self) -> DateTime<Utc> {
         let backup = self.manifest.meta.completed_time;
         match self.spec.target {
-            RestoreTarget::At(instant) => instant,
+            RestoreTarget::At(instant) | RestoreTarget::LatestUntil(instant) => instant,
             RestoreTarget::Latest => backup.max(self.plan.goal.stamp.unwrap_or(backup)),
             RestoreTarget::Backup(_) => backup,
         }
     }
 }
 
-/// The sockets of one attempt: nobody but the postmaster's user and root can enter. Gone with it.
-struct PrivateDir(PathBuf);
-
-impl PrivateDir {
-    fn create(node: &Node, ctx: &JobContext) -> Result<Self> {
-        // Short: a socket's path has at most 107 bytes. The end of a time-ordered id is its random part.
-        let job = ctx.job.0.simple().to_string();
-        node.private_dir(&format!("r{}-{}", &job[20..], ctx.epoch)).map(Self)
-    }
-}
-
-impl Drop for PrivateDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// First start in production: our configuration, a slot and a stream of its own.
-async fn into_service(ctx: &JobContext, spec: &RestoreSpec, finished: Finished) -> Result<RestoreOutcome> {
+async fn into_service(
+    ctx: &JobContext,
+    spec: &RestoreSpec,
+    finished: Finished,
+) -> Result<RestoreOutcome> {
     let mut outcome = finished.outcome;
-    let server = ctx.node.start_server(&spec.placement, &outcome.wrapped_key).await?;
-    let current = current_parameters(&server).await?;
+    let server = ctx
+        .node
+        .start_server(&spec.placement, &outcome.wrapped_key)
+        .await?;
+    let current = parameters::of_server(&*server.connect().await?).await?;
     outcome.parameter_differences = parameters::differences(&finished.source_parameters, &current);
     let handover = Handover {
         subscriptions: finished.subscriptions,
@@ -408,40 +433,4 @@ async fn into_service(ctx: &JobContext, spec: &RestoreSpec, finished: Finished) 
         finished.damaged_pages,
     );
     Ok(outcome)
-}
-
-async fn current_parameters(server: &ServerHandle) -> Result<std::collections::BTreeMap<String, Current>> {
-    let rows = server
-        .connect()
-        .await?
-        .query("SELECT name, coalesce(current_setting(name, true), ''), coalesce(setting, ''), unit FROM pg_settings", &[])
-        .await
-        .map_err(Error::postgres("read the new server's parameters"))?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get(0), Current { shown: row.get(1), raw: row.get(2), unit: row.get(3) }))
-        .collect())
-}
-
-fn read_finished(directory: &Path) -> Result<Option<Finished>> {
-    let path = directory.join(FINISHED);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::file("read", path)(error)),
-    }
-}
-
-fn write_finished(directory: &Path, finished: &Finished) -> Result<()> {
-    let path = directory.join(FINISHED);
-    let bytes = serde_json::to_vec(finished)
-        .map_err(|error| Error::file("write", &path)(std::io::Error::other(error)))?;
-    // The source's parameters are nobody else's business.
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|mut file| file.write_all(&bytes))
-        .map_err(Error::file("write", path))
 }

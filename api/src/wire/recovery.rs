@@ -79,7 +79,7 @@ impl RestorePoints {
     pub fn new(server_id: &str, redundancy: Redundancy, preview: RestorePreview) -> Self {
         let completed = instant::wire(preview.backup_completed);
         let (kind, point_in_time_utc) = match preview.target {
-            RestoreTarget::Latest => ("Latest", None),
+            RestoreTarget::Latest | RestoreTarget::LatestUntil(_) => ("Latest", None),
             RestoreTarget::At(at) => ("Time", Some(instant::wire(at))),
             RestoreTarget::Backup(_) => ("Backup", Some(completed.clone())),
         };
