@@ -76,7 +76,9 @@ impl Building {
         let needed = bytes.saturating_add(bytes / 10);
         let volume = nix::sys::statvfs::statvfs(&self.root)
             .map_err(|errno| Error::file("measure the free space of", &self.root)(errno.into()))?;
-        let free = u64::from(volume.blocks_available()).saturating_mul(volume.fragment_size());
+        let free = volume
+            .blocks_available()
+            .saturating_mul(volume.fragment_size());
         if free >= needed {
             return Ok(());
         }
@@ -105,12 +107,41 @@ impl Building {
             _ => {}
         }
         let kept = self.root.with_extension(&FAILED[1..]);
-        tokio::fs::rename(&self.root, &kept).await.map_err(Error::file("put aside", &self.root))
+        tokio::fs::rename(&self.root, &kept)
+            .await
+            .map_err(Error::file("put aside", &self.root))
+    }
+}
+
+/// The sockets of one attempt: nobody but the postmaster's user and root can enter. Gone with it.
+pub struct PrivateDir(PathBuf);
+
+impl PrivateDir {
+    pub fn create(node: &Node, job: JobId, epoch: i64) -> Result<Self> {
+        // Short: a socket's path has at most 107 bytes. The end of a time-ordered id is its random part.
+        let job = job.0.simple().to_string();
+        node.private_dir(&format!("r{}-{epoch}", &job[20..]))
+            .map(Self)
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
 /// Ends and removes what earlier attempts of this server left. Of failed ones the newest may stay.
-pub async fn clear_earlier(node: &Node, incarnation: IncarnationId, keep_failed: bool) -> Result<()> {
+pub async fn clear_earlier(
+    node: &Node,
+    incarnation: IncarnationId,
+    keep_failed: bool,
+) -> Result<()> {
     let mut failed = failed(&node.servers_dir(), incarnation)?;
     failed.sort_by_key(|path| epoch_in(path));
     if keep_failed {
@@ -128,7 +159,10 @@ fn failed(servers: &Path, incarnation: IncarnationId) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(servers).map_err(Error::file("list", servers))? {
         let name = entry.map_err(Error::file("list", servers))?.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(FAILED)) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(&prefix) && name.ends_with(FAILED))
+        {
             found.push(servers.join(name));
         }
     }
@@ -137,8 +171,14 @@ fn failed(servers: &Path, incarnation: IncarnationId) -> Result<Vec<PathBuf>> {
 
 /// The epoch in `{incarnation}.{job}.{epoch}.failed`.
 fn epoch_in(path: &Path) -> i64 {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.rsplit('.').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.rsplit('.')
+        .nth(1)
+        .and_then(|epoch| epoch.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

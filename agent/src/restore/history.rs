@@ -47,9 +47,15 @@ pub enum Mismatch {
 /// The last line of a history file: the most recent branching.
 #[must_use]
 pub fn last_branch(text: &str) -> Option<RecoveryEnd> {
-    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with('#'))?;
+    let line = text
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty() && !line.starts_with('#'))?;
     let (parent, rest) = line.split_once(|c: char| c.is_ascii_whitespace())?;
-    let (switch, reason) = match rest.trim_start().split_once(|c: char| c.is_ascii_whitespace()) {
+    let (switch, reason) = match rest
+        .trim_start()
+        .split_once(|c: char| c.is_ascii_whitespace())
+    {
         Some((switch, reason)) => (switch, reason.trim()),
         None => (rest.trim(), ""),
     };
@@ -62,10 +68,16 @@ pub fn last_branch(text: &str) -> Option<RecoveryEnd> {
 
 impl Reason {
     fn read(text: &str) -> Self {
-        if let Some(lsn) = text.strip_prefix("after LSN ").and_then(|lsn| lsn.trim().parse().ok()) {
+        if let Some(lsn) = text
+            .strip_prefix("after LSN ")
+            .and_then(|lsn| lsn.trim().parse().ok())
+        {
             return Self::AfterLsn(lsn);
         }
-        if let Some(name) = text.strip_prefix("at restore point \"").and_then(|rest| rest.strip_suffix('"')) {
+        if let Some(name) = text
+            .strip_prefix("at restore point \"")
+            .and_then(|rest| rest.strip_suffix('"'))
+        {
             return Self::RestorePoint(name.to_owned());
         }
         Self::Other(text.chars().take(200).collect())
@@ -76,17 +88,27 @@ impl RecoveryEnd {
     /// Whether the history file of the new timeline tells of exactly this end.
     pub fn compare(&self, history: &str) -> Result<(), Mismatch> {
         let found = last_branch(history).ok_or(Mismatch::Unreadable)?;
-        if matches!(&found.reason, Reason::Other(text) if text.contains("no recovery target specified")) {
+        if matches!(&found.reason, Reason::Other(text) if text.contains("no recovery target specified"))
+        {
             return Err(Mismatch::NoTarget);
         }
         if found.reason != self.reason {
-            return Err(Mismatch::Reason { planned: self.reason.clone(), found: found.reason });
+            return Err(Mismatch::Reason {
+                planned: self.reason.clone(),
+                found: found.reason,
+            });
         }
         if found.parent != self.parent {
-            return Err(Mismatch::Parent { planned: self.parent, found: found.parent });
+            return Err(Mismatch::Parent {
+                planned: self.parent,
+                found: found.parent,
+            });
         }
         if found.switch != self.switch {
-            return Err(Mismatch::Switch { planned: self.switch, found: found.switch });
+            return Err(Mismatch::Switch {
+                planned: self.switch,
+                found: found.switch,
+            });
         }
         Ok(())
     }
@@ -106,29 +128,67 @@ mod tests {
 
     #[test]
     fn an_end_as_planned_passes() {
-        assert_eq!(planned().compare("1\t0/3000160\tafter LSN 0/3000130\n\n"), Ok(()));
+        assert_eq!(
+            planned().compare("1\t0/3000160\tafter LSN 0/3000130\n\n"),
+            Ok(())
+        );
         let on_two = "1\t0/2000000\tbefore 2026-01-01\n\n2\t0/3000160\tafter LSN 0/3000130\n\n";
-        let end = RecoveryEnd { parent: Timeline(2), ..planned() };
+        let end = RecoveryEnd {
+            parent: Timeline(2),
+            ..planned()
+        };
         assert_eq!(end.compare(on_two), Ok(()));
     }
 
     // RELIABILITY §0.3: the silent-loss case
     #[test]
     fn running_out_of_wal_is_never_a_success() {
-        for end in [planned(), RecoveryEnd { reason: Reason::Other("no recovery target specified".into()), ..planned() }] {
-            assert_eq!(end.compare("1\t0/3000160\tno recovery target specified\n"), Err(Mismatch::NoTarget));
+        for end in [
+            planned(),
+            RecoveryEnd {
+                reason: Reason::Other("no recovery target specified".into()),
+                ..planned()
+            },
+        ] {
+            assert_eq!(
+                end.compare("1\t0/3000160\tno recovery target specified\n"),
+                Err(Mismatch::NoTarget)
+            );
         }
     }
 
     #[test]
     fn another_place_timeline_or_reason_is_a_mismatch() {
         let plan = planned();
-        assert!(matches!(plan.compare("1\t0/3000170\tafter LSN 0/3000130\n"), Err(Mismatch::Switch { .. })));
-        assert!(matches!(plan.compare("2\t0/3000160\tafter LSN 0/3000130\n"), Err(Mismatch::Parent { .. })));
-        assert!(matches!(plan.compare("1\t0/3000160\tafter LSN 0/3000138\n"), Err(Mismatch::Reason { .. })));
-        assert!(matches!(plan.compare("1\t0/3000160\tbefore 2026-01-01\n"), Err(Mismatch::Reason { .. })));
-        for nonsense in ["", "\n\n", "x", "1", "1\tnot-an-lsn\tafter LSN 0/1", "# only a comment"] {
-            assert_eq!(plan.compare(nonsense), Err(Mismatch::Unreadable), "{nonsense:?}");
+        assert!(matches!(
+            plan.compare("1\t0/3000170\tafter LSN 0/3000130\n"),
+            Err(Mismatch::Switch { .. })
+        ));
+        assert!(matches!(
+            plan.compare("2\t0/3000160\tafter LSN 0/3000130\n"),
+            Err(Mismatch::Parent { .. })
+        ));
+        assert!(matches!(
+            plan.compare("1\t0/3000160\tafter LSN 0/3000138\n"),
+            Err(Mismatch::Reason { .. })
+        ));
+        assert!(matches!(
+            plan.compare("1\t0/3000160\tbefore 2026-01-01\n"),
+            Err(Mismatch::Reason { .. })
+        ));
+        for nonsense in [
+            "",
+            "\n\n",
+            "x",
+            "1",
+            "1\tnot-an-lsn\tafter LSN 0/1",
+            "# only a comment",
+        ] {
+            assert_eq!(
+                plan.compare(nonsense),
+                Err(Mismatch::Unreadable),
+                "{nonsense:?}"
+            );
         }
     }
 

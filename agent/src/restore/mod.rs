@@ -7,6 +7,7 @@
 //! (what the caller is told). `crate::work::restore` puts them in the order of RELIABILITY §5.4.
 
 pub mod directory;
+pub mod finished;
 pub mod goal;
 pub mod handover;
 pub mod history;

@@ -10,6 +10,10 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use tokio_postgres::{Client, Row};
+
+use crate::error::{Error, Result};
+
 /// More than any configuration file that PostgreSQL or a person writes.
 const FILE_LIMIT: u64 = 1 << 20;
 const VALUE_LIMIT: usize = 1024;
@@ -60,7 +64,11 @@ pub fn of_directory(data_dir: &Path) -> io::Result<Parameters> {
 }
 
 fn read_bounded(path: &Path) -> io::Result<Option<String>> {
-    let file = match File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+    let file = match File::options()
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -85,7 +93,9 @@ pub fn parse(text: &str) -> Parameters {
 }
 
 fn assignment(line: &str) -> Option<(String, String)> {
-    let name_end = line.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.'))).unwrap_or(line.len());
+    let name_end = line
+        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.')))
+        .unwrap_or(line.len());
     let (name, rest) = line.split_at(name_end);
     if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || name.len() > 127 {
         return None;
@@ -101,11 +111,14 @@ fn assignment(line: &str) -> Option<(String, String)> {
     }
     let value = match rest.strip_prefix('\'') {
         Some(quoted) => unquote(quoted)?,
-        None => rest.split(|c: char| c.is_ascii_whitespace() || c == '#').next()?.to_owned(),
+        None => rest
+            .split(|c: char| c.is_ascii_whitespace() || c == '#')
+            .next()?
+            .to_owned(),
     };
     let value: String = value.chars().filter(|c| !c.is_control()).collect();
-    (value.len() <= VALUE_LIMIT && !(value.is_empty() && !rest.starts_with('\'')))
-        .then(|| (name.to_ascii_lowercase(), value))
+    let given = rest.starts_with('\'') || !value.is_empty();
+    (given && value.len() <= VALUE_LIMIT).then(|| (name.to_ascii_lowercase(), value))
 }
 
 /// The text after an opening quote up to the closing one; `''` and backslash escapes are one character.
@@ -142,6 +155,23 @@ pub struct Current {
     pub unit: Option<String>,
 }
 
+/// Every parameter of a running server.
+pub async fn of_server(session: &Client) -> Result<BTreeMap<String, Current>> {
+    let rows = session
+        .query(
+            "SELECT name, coalesce(current_setting(name, true), ''), coalesce(setting, ''), unit FROM pg_settings",
+            &[],
+        )
+        .await
+        .map_err(Error::postgres("read the new server's parameters"))?;
+    let current = |row: &Row| Current {
+        shown: row.get(1),
+        raw: row.get(2),
+        unit: row.get(3),
+    };
+    Ok(rows.iter().map(|row| (row.get(0), current(row))).collect())
+}
+
 /// What the source had set and the new server has not, name → source value (FLX-094).
 #[must_use]
 pub fn differences(source: &Parameters, current: &BTreeMap<String, Current>) -> Parameters {
@@ -172,7 +202,10 @@ impl Current {
         if let (Some(written), Some(current)) = (boolean(written), boolean(&self.raw)) {
             return written == current;
         }
-        match (amount(written, self.unit.as_deref()), amount(&self.raw, self.unit.as_deref())) {
+        match (
+            amount(written, self.unit.as_deref()),
+            amount(&self.raw, self.unit.as_deref()),
+        ) {
             (Some(written), Some(current)) => (written - current).abs() < 0.5,
             _ => false,
         }
@@ -190,11 +223,17 @@ fn boolean(text: &str) -> Option<bool> {
 /// A number with a unit, in bytes or microseconds; a bare number counts in `default`.
 fn amount(text: &str, default: Option<&str>) -> Option<f64> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+'))).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+')))
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: f64 = number.parse().ok()?;
     let unit = unit.trim();
-    let factor = if unit.is_empty() { default.map_or(Some(1.0), unit_factor)? } else { unit_factor(unit)? };
+    let factor = if unit.is_empty() {
+        default.map_or(Some(1.0), unit_factor)?
+    } else {
+        unit_factor(unit)?
+    };
     Some(number * factor)
 }
 
@@ -223,7 +262,11 @@ mod tests {
     use super::*;
 
     fn current(shown: &str, raw: &str, unit: Option<&str>) -> Current {
-        Current { shown: shown.into(), raw: raw.into(), unit: unit.map(str::to_owned) }
+        Current {
+            shown: shown.into(),
+            raw: raw.into(),
+            unit: unit.map(str::to_owned),
+        }
     }
 
     #[test]
@@ -234,7 +277,10 @@ mod tests {
         assert_eq!(found["max_connections"], "200");
         assert_eq!(found["work_mem"], "64MB");
         assert_eq!(found["search_path"], "'a', b");
-        assert_eq!(found["log_line_prefix"], "%m[%p] ", "control characters are dropped");
+        assert_eq!(
+            found["log_line_prefix"], "%m[%p] ",
+            "control characters are dropped"
+        );
         assert_eq!(found["x"], "");
         assert_eq!(found.len(), 5);
     }
@@ -255,7 +301,11 @@ mod tests {
         }
         let many: String = (0..5000).map(|n| format!("p{n} = 1\n")).collect();
         assert_eq!(parse(&many).len(), COUNT_LIMIT);
-        assert_eq!(parse("include '/etc/passwd'")["include"], "/etc/passwd", "a name like any other");
+        assert_eq!(
+            parse("include '/etc/passwd'")["include"],
+            "/etc/passwd",
+            "a name like any other"
+        );
     }
 
     // FLX-094
@@ -268,8 +318,14 @@ mod tests {
         );
         let now = BTreeMap::from([
             ("max_connections".into(), current("100", "100", None)),
-            ("shared_buffers".into(), current("128MB", "16384", Some("8kB"))),
-            ("statement_timeout".into(), current("1min", "60000", Some("ms"))),
+            (
+                "shared_buffers".into(),
+                current("128MB", "16384", Some("8kB")),
+            ),
+            (
+                "statement_timeout".into(),
+                current("1min", "60000", Some("ms")),
+            ),
             ("fsync".into(), current("on", "on", None)),
             ("port".into(), current("5440", "5440", None)),
         ]);

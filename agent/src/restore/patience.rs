@@ -51,7 +51,11 @@ mod tests {
     use crate::error::Error;
 
     fn failure(retryable: bool) -> Error {
-        Error::Failed { code: "ObjectStoreUnavailable", message: "503".into(), retryable }
+        Error::Failed {
+            code: "ObjectStoreUnavailable",
+            message: "503".into(),
+            retryable,
+        }
     }
 
     const SHORT: Duration = Duration::from_millis(1);
@@ -61,7 +65,11 @@ mod tests {
     async fn an_outage_shorter_than_the_budget_is_waited_out() {
         let tries = AtomicU32::new(0);
         let got = patiently_for(BUDGET, SHORT, "it", || async {
-            if tries.fetch_add(1, Ordering::Relaxed) < 5 { Err(failure(true)) } else { Ok(7) }
+            if tries.fetch_add(1, Ordering::Relaxed) < 5 {
+                Err(failure(true))
+            } else {
+                Ok(7)
+            }
         })
         .await;
         assert!(matches!(got, Ok(7)));

@@ -61,19 +61,32 @@ impl Plan {
     pub fn build(source: &RestoreSource, goal: Goal) -> Result<Self> {
         let segment_bytes = source.wal_segment_bytes;
         if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
-            return Err(corrupted(format!("the backup says that WAL segments have {segment_bytes} bytes")));
+            return Err(corrupted(format!(
+                "the backup says that WAL segments have {segment_bytes} bytes"
+            )));
         }
         if source.backup_stop <= source.backup_start || goal.end < source.backup_stop {
-            return Err(corrupted("the end of the recovery lies before the end of the backup".into()));
+            return Err(corrupted(
+                "the end of the recovery lies before the end of the backup".into(),
+            ));
         }
         let path = Path::of(source, goal.end);
         let pieces = path.pieces(&source.wal, goal.end)?;
         let segments = path.segments(&pieces, goal.end);
-        let by_name = segments.iter().enumerate().map(|(at, segment)| (segment.name.clone(), at)).collect();
+        let by_name = segments
+            .iter()
+            .enumerate()
+            .map(|(at, segment)| (segment.name.clone(), at))
+            .collect();
         Ok(Self {
             source: source.incarnation,
             segment_bytes,
-            histories: path.stretches.iter().map(|it| it.timeline).filter(|it| *it > Timeline::FIRST).collect(),
+            histories: path
+                .stretches
+                .iter()
+                .map(|it| it.timeline)
+                .filter(|it| *it > Timeline::FIRST)
+                .collect(),
             end: RecoveryEnd {
                 parent: path.target_timeline(),
                 switch: goal.end,
@@ -106,7 +119,10 @@ impl Plan {
 
     #[must_use]
     pub fn history(&self, name: &str) -> Option<Timeline> {
-        self.histories.iter().copied().find(|timeline| timeline.history_file_name() == name)
+        self.histories
+            .iter()
+            .copied()
+            .find(|timeline| timeline.history_file_name() == name)
     }
 
     /// Bytes that are replayed in all.
@@ -143,11 +159,21 @@ impl Path {
             timeline: source.backup_timeline,
             begin: source.backup_start.segment_start(segment_bytes),
         }];
-        let later = source.lineage.iter().skip_while(|it| it.timeline != source.backup_timeline).skip(1);
-        for branch in later.take_while(|branch| branch.switch < end) {
-            stretches.push(Stretch { timeline: branch.timeline, begin: branch.switch });
+        let own = source
+            .lineage
+            .iter()
+            .position(|branch| branch.timeline == source.backup_timeline);
+        let later = &source.lineage[own.map_or(0, |own| own + 1)..];
+        for branch in later.iter().take_while(|branch| branch.switch < end) {
+            stretches.push(Stretch {
+                timeline: branch.timeline,
+                begin: branch.switch,
+            });
         }
-        Self { stretches, segment_bytes }
+        Self {
+            stretches,
+            segment_bytes,
+        }
     }
 
     fn target_timeline(&self) -> Timeline {
@@ -189,7 +215,10 @@ impl Path {
         let mut first_piece = 0;
         while start < end {
             let segment_end = start + self.segment_bytes;
-            while pieces.get(first_piece).is_some_and(|piece| piece.to <= start) {
+            while pieces
+                .get(first_piece)
+                .is_some_and(|piece| piece.to <= start)
+            {
                 first_piece += 1;
             }
             let inside = pieces[first_piece..]
@@ -238,7 +267,11 @@ fn running_stamps(pieces: &[Piece]) -> Vec<(Lsn, DateTime<Utc>)> {
 }
 
 fn corrupted(message: String) -> Error {
-    Error::Failed { code: "BackupCorrupted", message, retryable: false }
+    Error::Failed {
+        code: "BackupCorrupted",
+        message,
+        retryable: false,
+    }
 }
 
 #[cfg(test)]
@@ -270,8 +303,15 @@ mod tests {
     }
 
     fn stamped(timeline: u32, start: u64, end: u64, second: i64) -> WalObject {
-        let stamp = Stamp { at: at(second), lsn: Lsn(end - 64), end: Lsn(end) };
-        WalObject { stamps: Some(Stamps::of(stamp)), ..object(timeline, start, end) }
+        let stamp = Stamp {
+            at: at(second),
+            lsn: Lsn(end - 64),
+            end: Lsn(end),
+        };
+        WalObject {
+            stamps: Some(Stamps::of(stamp)),
+            ..object(timeline, start, end)
+        }
     }
 
     fn source(wal: Vec<WalObject>, lineage: Vec<TimelineStart>, timeline: u32) -> RestoreSource {
@@ -281,8 +321,16 @@ mod tests {
             server_name: "pg1".into(),
             incarnation: IncarnationId::new(),
             vaults: Vec::new(),
-            wrapped_key: WrappedKey { kek_version: "1".into(), wrapped: String::new() },
-            manifest: ManifestRef { backup, generation: 1, key: String::new(), hash: String::new() },
+            wrapped_key: WrappedKey {
+                kek_version: "1".into(),
+                wrapped: String::new(),
+            },
+            manifest: ManifestRef {
+                backup,
+                generation: 1,
+                key: String::new(),
+                hash: String::new(),
+            },
             backup_start: Lsn(SEGMENT + 0x28),
             backup_stop: Lsn(SEGMENT + 0x100),
             backup_timeline: Timeline(1),
@@ -304,7 +352,11 @@ mod tests {
     }
 
     fn lsn_target(target: u64, end: u64) -> Goal {
-        Goal { target: Lsn(target), end: Lsn(end), stamp: Some(at(9)) }
+        Goal {
+            target: Lsn(target),
+            end: Lsn(end),
+            stamp: Some(at(9)),
+        }
     }
 
     #[test]
@@ -320,12 +372,33 @@ mod tests {
             lsn_target(2 * SEGMENT + 600, 2 * SEGMENT + 640),
         )
         .expect("no hole");
-        let names: Vec<_> = plan.segments.iter().map(|segment| segment.name.as_str()).collect();
-        assert_eq!(names, ["000000010000000000000001", "000000010000000000000002"]);
+        let names: Vec<_> = plan
+            .segments
+            .iter()
+            .map(|segment| segment.name.as_str())
+            .collect();
+        assert_eq!(
+            names,
+            ["000000010000000000000001", "000000010000000000000002"]
+        );
         let last = &plan.segments[1];
-        let ranges: Vec<_> = last.pieces.iter().map(|piece| (piece.from.0, piece.to.0)).collect();
-        assert_eq!(ranges, [(2 * SEGMENT, 2 * SEGMENT + 500), (2 * SEGMENT + 500, 2 * SEGMENT + 640)]);
-        assert_eq!(plan.segment("000000010000000000000003"), None, "not one file more");
+        let ranges: Vec<_> = last
+            .pieces
+            .iter()
+            .map(|piece| (piece.from.0, piece.to.0))
+            .collect();
+        assert_eq!(
+            ranges,
+            [
+                (2 * SEGMENT, 2 * SEGMENT + 500),
+                (2 * SEGMENT + 500, 2 * SEGMENT + 640)
+            ]
+        );
+        assert_eq!(
+            plan.segment("000000010000000000000003"),
+            None,
+            "not one file more"
+        );
         assert_eq!(plan.end.switch, Lsn(2 * SEGMENT + 640));
         assert_eq!(plan.end.reason, Reason::AfterLsn(Lsn(2 * SEGMENT + 600)));
         assert_eq!(plan.new_timeline(), Timeline(2));
@@ -348,19 +421,29 @@ mod tests {
             lsn_target(2 * SEGMENT - 64, 2 * SEGMENT),
         )
         .expect("no hole");
-        assert_eq!(plan.segments.len(), 1, "a record that ends on the border needs no more");
+        assert_eq!(
+            plan.segments.len(),
+            1,
+            "a record that ends on the border needs no more"
+        );
     }
 
     #[test]
     fn a_hole_is_a_gap_with_its_place() {
-        let wal = vec![object(1, SEGMENT, SEGMENT + 300), object(1, SEGMENT + 400, 3 * SEGMENT)];
+        let wal = vec![
+            object(1, SEGMENT, SEGMENT + 300),
+            object(1, SEGMENT + 400, 3 * SEGMENT),
+        ];
         let error = Plan::build(
             &source(wal, vec![branch(1, None, 0)], 1),
             lsn_target(2 * SEGMENT + 8, 2 * SEGMENT + 64),
         )
         .expect_err("a hole");
         assert_eq!(error.code(), "WalGap");
-        assert!(error.to_string().contains(&Lsn(SEGMENT + 300).to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&Lsn(SEGMENT + 300).to_string()),
+            "{error}"
+        );
     }
 
     #[test]
@@ -371,26 +454,49 @@ mod tests {
             object(1, SEGMENT, switch),
             object(2, 2 * SEGMENT, 4 * SEGMENT),
         ];
-        let plan = Plan::build(&source(wal, lineage.clone(), 2), lsn_target(3 * SEGMENT, 3 * SEGMENT + 64))
-            .expect("no hole");
-        let names: Vec<_> = plan.segments.iter().map(|segment| segment.name.as_str()).collect();
+        let plan = Plan::build(
+            &source(wal, lineage.clone(), 2),
+            lsn_target(3 * SEGMENT, 3 * SEGMENT + 64),
+        )
+        .expect("no hole");
+        let names: Vec<_> = plan
+            .segments
+            .iter()
+            .map(|segment| segment.name.as_str())
+            .collect();
         assert_eq!(
             names,
-            ["000000010000000000000001", "000000020000000000000002", "000000020000000000000003"]
+            [
+                "000000010000000000000001",
+                "000000020000000000000002",
+                "000000020000000000000003"
+            ]
         );
         assert_eq!(plan.histories, [Timeline(2)]);
         assert_eq!(plan.end.parent, Timeline(2));
 
         // The parent's last bytes were never made durable: the child's first segment repeats them.
-        let wal = vec![object(1, SEGMENT, 2 * SEGMENT + 100), object(2, 2 * SEGMENT, 4 * SEGMENT)];
-        let plan = Plan::build(&source(wal, lineage.clone(), 2), lsn_target(3 * SEGMENT, 3 * SEGMENT + 64))
-            .expect("no hole");
+        let wal = vec![
+            object(1, SEGMENT, 2 * SEGMENT + 100),
+            object(2, 2 * SEGMENT, 4 * SEGMENT),
+        ];
+        let plan = Plan::build(
+            &source(wal, lineage.clone(), 2),
+            lsn_target(3 * SEGMENT, 3 * SEGMENT + 64),
+        )
+        .expect("no hole");
         assert_eq!(plan.segments[1].pieces.len(), 2);
 
         // A target before the branching follows the parent only.
-        let wal = vec![object(1, SEGMENT, switch), object(2, 2 * SEGMENT, 4 * SEGMENT)];
-        let plan = Plan::build(&source(wal, lineage, 2), lsn_target(SEGMENT + 600, SEGMENT + 640))
-            .expect("no hole");
+        let wal = vec![
+            object(1, SEGMENT, switch),
+            object(2, 2 * SEGMENT, 4 * SEGMENT),
+        ];
+        let plan = Plan::build(
+            &source(wal, lineage, 2),
+            lsn_target(SEGMENT + 600, SEGMENT + 640),
+        )
+        .expect("no hole");
         assert_eq!(plan.end.parent, Timeline(1));
         assert_eq!(plan.histories, []);
     }
@@ -398,19 +504,33 @@ mod tests {
     #[test]
     fn a_backup_by_itself_ends_at_its_own_stop() {
         let wal = vec![object(1, SEGMENT, 2 * SEGMENT)];
-        let end = Goal { target: Lsn(SEGMENT + 0xD8), end: Lsn(SEGMENT + 0x100), stamp: None };
+        let end = Goal {
+            target: Lsn(SEGMENT + 0xD8),
+            end: Lsn(SEGMENT + 0x100),
+            stamp: None,
+        };
         let plan = Plan::build(&source(wal, vec![branch(1, None, 0)], 1), end).expect("no hole");
         assert_eq!(plan.segments.len(), 1);
-        assert_eq!(plan.segments[0].pieces[0].to, Lsn(SEGMENT + 0x100), "what follows is not known durable");
+        assert_eq!(
+            plan.segments[0].pieces[0].to,
+            Lsn(SEGMENT + 0x100),
+            "what follows is not known durable"
+        );
         assert_eq!(plan.end.switch, Lsn(SEGMENT + 0x100));
     }
 
     #[test]
     fn a_history_is_planned_by_its_file_name_only() {
         let lineage = vec![branch(1, None, 0), branch(2, Some(1), SEGMENT + 0x200)];
-        let wal = vec![object(1, SEGMENT, SEGMENT + 0x200), object(2, SEGMENT, 2 * SEGMENT)];
-        let plan = Plan::build(&source(wal, lineage, 2), lsn_target(SEGMENT + 0x300, SEGMENT + 0x340))
-            .expect("no hole");
+        let wal = vec![
+            object(1, SEGMENT, SEGMENT + 0x200),
+            object(2, SEGMENT, 2 * SEGMENT),
+        ];
+        let plan = Plan::build(
+            &source(wal, lineage, 2),
+            lsn_target(SEGMENT + 0x300, SEGMENT + 0x340),
+        )
+        .expect("no hole");
         assert_eq!(plan.history("00000002.history"), Some(Timeline(2)));
         assert_eq!(plan.history("00000003.history"), None);
         assert_eq!(plan.history("00000001.history"), None);

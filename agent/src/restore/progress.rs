@@ -20,9 +20,15 @@ pub struct RestoreProgress<'a> {
 impl<'a> RestoreProgress<'a> {
     #[must_use]
     pub fn new(ctx: &'a JobContext) -> Self {
-        let state = Progress { phase: "Preparing".into(), ..Progress::default() };
+        let state = Progress {
+            phase: "Preparing".into(),
+            ..Progress::default()
+        };
         ctx.progress(state.clone());
-        Self { ctx, state: Mutex::new(state) }
+        Self {
+            ctx,
+            state: Mutex::new(state),
+        }
     }
 
     /// How much there is to do, once that is known.

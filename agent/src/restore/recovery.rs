@@ -33,7 +33,7 @@ const READ_AHEAD: u64 = 1 << 20;
 const PREPARED_TRANSACTIONS: u32 = 1000;
 
 /// Settings of a recovery that do not depend on the plan.
-const SETTINGS: [(&str, &str); 22] = [
+const SETTINGS: [(&str, &str); 23] = [
     ("listen_addresses", ""),
     ("unix_socket_permissions", "0700"),
     ("wal_level", "replica"),
@@ -56,6 +56,7 @@ const SETTINGS: [(&str, &str); 22] = [
     ("log_destination", "stderr"),
     ("logging_collector", "off"),
     ("lc_messages", "C"),
+    ("log_timezone", "UTC"),
     ("timezone", "UTC"),
 ];
 
@@ -76,7 +77,10 @@ impl RecoveryConfiguration<'_> {
         configuration::write(data_dir, self.production, user)?;
         configuration::replace(&data_dir.join("postgresql.conf"), &self.text()?, user)?;
         // The agent on its socket and nobody else, until hand-over.
-        let hba = format!("local all {} peer map=holdfast\n", crate::postgres::AGENT_ROLE);
+        let hba = format!(
+            "local all {} peer map=holdfast\n",
+            crate::postgres::AGENT_ROLE
+        );
         configuration::replace(&data_dir.join("pg_hba.conf"), &hba, user)?;
         remove(&data_dir.join("standby.signal"))?;
         configuration::replace(&data_dir.join("recovery.signal"), "", user)
@@ -100,13 +104,25 @@ impl RecoveryConfiguration<'_> {
             // A tenant's event trigger must not run with the agent's rights.
             line("event_triggers", "off")?;
         }
-        let prepared = self.max_prepared_transactions.unwrap_or(0).clamp(PREPARED_TRANSACTIONS, 262_143);
+        let prepared = self
+            .max_prepared_transactions
+            .unwrap_or(0)
+            .clamp(PREPARED_TRANSACTIONS, 262_143);
         line("max_prepared_transactions", &prepared.to_string())?;
-        line("unix_socket_directories", path_text(&self.production.socket_dir)?)?;
+        line(
+            "unix_socket_directories",
+            path_text(&self.production.socket_dir)?,
+        )?;
         line("port", &self.production.port.to_string())?;
-        line("recovery_target_timeline", &self.plan.timeline().0.to_string())?;
+        line(
+            "recovery_target_timeline",
+            &self.plan.timeline().0.to_string(),
+        )?;
         line("recovery_target_lsn", &self.plan.goal.target.to_string())?;
-        line("restore_command", &restore_command(self.executable, self.wal_socket)?)?;
+        line(
+            "restore_command",
+            &restore_command(self.executable, self.wal_socket)?,
+        )?;
         Ok(text)
     }
 }
@@ -115,18 +131,29 @@ impl RecoveryConfiguration<'_> {
 /// words in it whatever they contain, and `%` is only ever PostgreSQL's.
 fn restore_command(executable: &Path, socket: &Path) -> Result<String> {
     let word = |path: &Path| -> Result<String> {
-        Ok(format!("'{}'", path_text(path)?.replace('\'', r"'\''").replace('%', "%%")))
+        Ok(format!(
+            "'{}'",
+            path_text(path)?.replace('\'', r"'\''").replace('%', "%%")
+        ))
     };
-    Ok(format!("{} agent wal-get --plan {} \"%f\" \"%p\"", word(executable)?, word(socket)?))
+    Ok(format!(
+        "{} agent wal-get --plan {} \"%f\" \"%p\"",
+        word(executable)?,
+        word(socket)?
+    ))
 }
 
 fn path_text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or(Error::Unquotable { what: "a path of the node" })
+    path.to_str().ok_or(Error::Unquotable {
+        what: "a path of the node",
+    })
 }
 
 fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }
@@ -156,7 +183,10 @@ pub async fn replay(
             Lsn(plan.segments[number].start.0.saturating_sub(READ_AHEAD))
         });
         let replayed = logged.max(requested).min(plan.end.switch);
-        progress.replayed(replayed.bytes_since(plan.begin), plan.committed_up_to(replayed));
+        progress.replayed(
+            replayed.bytes_since(plan.begin),
+            plan.committed_up_to(replayed),
+        );
         if (said.ready || looks.is_multiple_of(TRIES_BETWEEN)) && is_promoted(postmaster).await {
             return Ok(());
         }
@@ -169,7 +199,10 @@ async fn is_promoted(postmaster: &Postmaster) -> bool {
         return false;
     };
     matches!(
-        session.query_one("SELECT pg_is_in_recovery()", &[]).await.and_then(|row| row.try_get(0)),
+        session
+            .query_one("SELECT pg_is_in_recovery()", &[])
+            .await
+            .and_then(|row| row.try_get(0)),
         Ok(false)
     )
 }
@@ -182,14 +215,18 @@ fn aborted(postmaster: &Postmaster, server: &WalServer, status: &str) -> Error {
     tracing::error!(status, %said, "PostgreSQL ended during recovery");
     Error::Failed {
         code: "RecoveryFailed",
-        message: "PostgreSQL could not recover the state that was asked for; the log is kept on the node".into(),
+        message:
+            "PostgreSQL could not recover the state that was asked for; the log is kept on the node"
+                .into(),
         retryable: false,
     }
 }
 
 /// Compares what PostgreSQL wrote about the end with the plan (RELIABILITY §5.4.7).
 pub fn verify_end(data_dir: &Path, plan: &Plan) -> Result<RecoveryEnd> {
-    let path = data_dir.join("pg_wal").join(plan.new_timeline().history_file_name());
+    let path = data_dir
+        .join("pg_wal")
+        .join(plan.new_timeline().history_file_name());
     let mut text = String::new();
     let read = File::options()
         .read(true)
@@ -226,7 +263,11 @@ struct Said {
 
 impl LogTail {
     fn new(path: PathBuf) -> Self {
-        Self { path, at: 0, unfinished: String::new() }
+        Self {
+            path,
+            at: 0,
+            unfinished: String::new(),
+        }
     }
 
     /// What was written since the last look. A log that cannot be read says nothing.
@@ -258,7 +299,10 @@ impl LogTail {
 impl Said {
     fn take(&mut self, line: &str) {
         if let Some((_, lsn)) = line.split_once("current LSN: ") {
-            let lsn = lsn.split(|c: char| !(c.is_ascii_hexdigit() || c == '/')).next().unwrap_or_default();
+            let lsn = lsn
+                .split(|c: char| !(c.is_ascii_hexdigit() || c == '/'))
+                .next()
+                .unwrap_or_default();
             self.replayed = lsn.parse().ok().max(self.replayed);
         }
         self.ready |= line.ends_with("database system is ready to accept connections");
@@ -271,8 +315,11 @@ mod tests {
 
     #[test]
     fn the_restore_command_is_two_words_whatever_the_paths_hold() {
-        let command = restore_command(Path::new("/o'pt/h f/100%/holdfast"), Path::new("/run/$(x)/7.wal"))
-            .expect("text");
+        let command = restore_command(
+            Path::new("/o'pt/h f/100%/holdfast"),
+            Path::new("/run/$(x)/7.wal"),
+        )
+        .expect("text");
         assert_eq!(
             command,
             r#"'/o'\''pt/h f/100%%/holdfast' agent wal-get --plan '/run/$(x)/7.wal' "%f" "%p""#
@@ -285,11 +332,30 @@ mod tests {
         let path = root.path().join("server.log");
         let mut log = LogTail::new(path.clone());
         assert_eq!(log.read_on(), Said::default(), "no log yet");
-        std::fs::write(&path, "x LOG:  redo in progress, elapsed time: 1.00 s, current LSN: 0/5000028\nhalf").expect("written");
-        assert_eq!(log.read_on(), Said { replayed: Some(Lsn(0x0500_0028)), ready: false });
+        std::fs::write(
+            &path,
+            "x LOG:  redo in progress, elapsed time: 1.00 s, current LSN: 0/5000028\nhalf",
+        )
+        .expect("written");
+        assert_eq!(
+            log.read_on(),
+            Said {
+                replayed: Some(Lsn(0x0500_0028)),
+                ready: false
+            }
+        );
         let mut more = File::options().append(true).open(&path).expect("open");
-        std::io::Write::write_all(&mut more, b" a line\nx LOG:  database system is ready to accept connections\n")
-            .expect("written");
-        assert_eq!(log.read_on(), Said { replayed: None, ready: true });
+        std::io::Write::write_all(
+            &mut more,
+            b" a line\nx LOG:  database system is ready to accept connections\n",
+        )
+        .expect("written");
+        assert_eq!(
+            log.read_on(),
+            Said {
+                replayed: None,
+                ready: true
+            }
+        );
     }
 }

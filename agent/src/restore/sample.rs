@@ -20,7 +20,15 @@ pub fn check(data_dir: &Path, major: u16, catalog_version: u32, known: &[String]
     let mut looked_at = 0;
     let mut files = 0;
     for entry in Walk::new(data_dir, major, catalog_version) {
-        let Entry::File { path, source, bytes, kind: FileKind::Relation { first_block } } = entry? else { continue };
+        let Entry::File {
+            path,
+            source,
+            bytes,
+            kind: FileKind::Relation { first_block },
+        } = entry?
+        else {
+            continue;
+        };
         let pages = bytes / PAGE_BYTES as u64;
         // Free space maps are not in the WAL; PostgreSQL makes a torn one anew when it meets it.
         if pages == 0 || path.ends_with("_fsm") {

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 
 /// Disk that the spool may take for files that PostgreSQL has not asked for yet.
 const AHEAD_BYTES: u64 = 128 << 20;
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A file as it lies in the spool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,23 +54,42 @@ impl SegmentSource {
     pub fn new(plan: Arc<Plan>, stores: Vec<Store>, data_key: DataKey, spool: PathBuf) -> Self {
         let made = plan.segments.iter().map(|_| Mutex::new(None)).collect();
         let begin = plan.begin.segment_start(plan.segment_bytes);
-        let guard = Arc::new(std::sync::Mutex::new(TablespaceGuard::new(begin, plan.segment_bytes)));
-        Self { plan, stores, data_key, spool, made, newest_object: Mutex::new(None), guard }
+        let guard = Arc::new(std::sync::Mutex::new(TablespaceGuard::new(
+            begin,
+            plan.segment_bytes,
+        )));
+        Self {
+            plan,
+            stores,
+            data_key,
+            spool,
+            made,
+            newest_object: Mutex::new(None),
+            guard,
+        }
     }
 
     /// How many segments are made before they are asked for.
     #[must_use]
     pub fn ahead(&self) -> usize {
-        usize::try_from(AHEAD_BYTES / self.plan.segment_bytes).unwrap_or(1).clamp(1, 8)
+        usize::try_from(AHEAD_BYTES / self.plan.segment_bytes)
+            .unwrap_or(1)
+            .clamp(1, 8)
     }
 
     /// The file, for somebody who waits for it: tried until the budget is used up.
     pub async fn obtain(&self, number: usize) -> Result<Spooled> {
         let spooled = patiently("a planned WAL file", || self.make(number)).await?;
-        let (guard, start, path) =
-            (Arc::clone(&self.guard), self.plan.segments[number].start, spooled.path.clone());
+        let (guard, start, path) = (
+            Arc::clone(&self.guard),
+            self.plan.segments[number].start,
+            spooled.path.clone(),
+        );
         tokio::task::spawn_blocking(move || {
-            guard.lock().unwrap_or_else(PoisonError::into_inner).admit(start, &path)
+            guard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .admit(start, &path)
         })
         .await??;
         Ok(spooled)
@@ -109,8 +128,15 @@ impl SegmentSource {
         }
         let segment = &self.plan.segments[number];
         let path = self.spool.join(&segment.name);
-        let file = File::create(&path).await.map_err(Error::file("write", &path))?;
-        let mut out = Out { file, hasher: blake3::Hasher::new(), bytes: 0, path };
+        let file = File::create(&path)
+            .await
+            .map_err(Error::file("write", &path))?;
+        let mut out = Out {
+            file,
+            hasher: blake3::Hasher::new(),
+            bytes: 0,
+            path,
+        };
         for piece in &segment.pieces {
             out.write(&self.piece(piece).await?).await?;
         }
@@ -127,7 +153,10 @@ impl SegmentSource {
         if to > whole.len() || from > to {
             return Err(Error::Failed {
                 code: "BackupCorrupted",
-                message: format!("an object of the write-ahead log at {} is shorter than its name says", piece.from),
+                message: format!(
+                    "an object of the write-ahead log at {} is shorter than its name says",
+                    piece.from
+                ),
                 retryable: false,
             });
         }
@@ -145,7 +174,8 @@ impl SegmentSource {
             .map_err(missing_is_a_gap)?;
         // Only an object that goes on after this piece will be wanted again.
         if piece.to < piece.object.end {
-            *self.newest_object.lock().await = Some((piece.object.key.clone(), opened.bytes.clone()));
+            *self.newest_object.lock().await =
+                Some((piece.object.key.clone(), opened.bytes.clone()));
         }
         Ok(opened.bytes)
     }
@@ -157,9 +187,10 @@ pub fn missing_is_a_gap(error: holdfast_vault::Error) -> Error {
     match error {
         holdfast_vault::Error::NotFound { .. } => Error::Failed {
             code: "WalGap",
-            message: "a part of the write-ahead log that the catalogue names is gone from the store; \
+            message:
+                "a part of the write-ahead log that the catalogue names is gone from the store; \
                       restore to an earlier time, or from a backup taken after the gap"
-                .into(),
+                    .into(),
             retryable: false,
         },
         other => other.into(),
@@ -177,7 +208,10 @@ impl Out {
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes).await.map_err(Error::file("write", &self.path))
+        self.file
+            .write_all(bytes)
+            .await
+            .map_err(Error::file("write", &self.path))
     }
 
     async fn pad(&mut self, size: u64) -> Result<()> {
@@ -191,7 +225,14 @@ impl Out {
     }
 
     async fn finish(mut self) -> Result<Spooled> {
-        self.file.flush().await.map_err(Error::file("write", &self.path))?;
-        Ok(Spooled { path: self.path, bytes: self.bytes, hash: *self.hasher.finalize().as_bytes() })
+        self.file
+            .flush()
+            .await
+            .map_err(Error::file("write", &self.path))?;
+        Ok(Spooled {
+            path: self.path,
+            bytes: self.bytes,
+            hash: *self.hasher.finalize().as_bytes(),
+        })
     }
 }

@@ -30,7 +30,11 @@ impl TablespaceGuard {
     /// `begin`: the first byte of the first file.
     #[must_use]
     pub fn new(begin: Lsn, segment_bytes: u64) -> Self {
-        Self { segment_bytes, next: begin, walker: Walker::at_page(begin, segment_bytes) }
+        Self {
+            segment_bytes,
+            next: begin,
+            walker: Walker::at_page(begin, segment_bytes),
+        }
     }
 
     /// Looks through the file that begins at `start`, unless that has happened. Blocks.

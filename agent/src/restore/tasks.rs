@@ -42,7 +42,10 @@ pub fn after_restore(
             .to_owned(),
     );
     // FLX-098
-    tasks.push("Alert rules of the source do not watch the new server. Configure alerts for it.".to_owned());
+    tasks.push(
+        "Alert rules of the source do not watch the new server. Configure alerts for it."
+            .to_owned(),
+    );
     // FLX-096
     tasks.push("Scale the new server up or down as its use requires.".to_owned());
 
@@ -77,11 +80,25 @@ mod tests {
     #[test]
     fn every_task_of_the_product_documents_is_named() {
         let differences = Parameters::from([("max_connections".into(), "200".into())]);
-        let handover = Handover { subscriptions: vec!["app.sub1".into()], ..Handover::default() };
+        let handover = Handover {
+            subscriptions: vec!["app.sub1".into()],
+            ..Handover::default()
+        };
         let tasks = after_restore("pg1", "pg1-before-drop", &differences, &handover, 0);
-        for word in ["Connection strings", "Firewall rules", "max_connections", "Logins", "Alert", "app.sub1", "Scale"] {
+        for word in [
+            "Connection strings",
+            "Firewall rules",
+            "max_connections",
+            "Logins",
+            "Alert",
+            "app.sub1",
+            "Scale",
+        ] {
             assert!(tasks.iter().any(|task| task.contains(word)), "{word}");
         }
-        assert_eq!(after_restore("a", "b", &Parameters::new(), &Handover::default(), 0).len(), 6);
+        assert_eq!(
+            after_restore("a", "b", &Parameters::new(), &Handover::default(), 0).len(),
+            6
+        );
     }
 }

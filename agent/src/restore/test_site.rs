@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_domain::job::{
-    JobError, Placement, ProvisionSpec, RestoreOutcome, RestoreSource, RestoreSpec, SnapshotOutcome, SnapshotSpec,
-    VaultRef, WrappedKey,
+    JobError, Placement, ProvisionSpec, RestoreOutcome, RestoreSource, RestoreSpec,
+    SnapshotOutcome, SnapshotSpec, VaultRef, WrappedKey,
 };
 use holdfast_domain::restore::RestoreTarget;
 use holdfast_domain::wal::{TimelineStart, WalObject};
@@ -65,7 +65,10 @@ impl Site {
             executable,
             max_jobs: 4,
         };
-        let vault = VaultRef { id: VaultId::new(), url: format!("file://{}", at("vault").display()) };
+        let vault = VaultRef {
+            id: VaultId::new(),
+            url: format!("file://{}", at("vault").display()),
+        };
         let node = Node::open(config, Clock::system()).await.expect("a node");
         Self { root, node, vault }
     }
@@ -88,7 +91,9 @@ impl Site {
             administrator_login: "admin1".into(),
             administrator_password: Some("first-Secret-1".into()),
         };
-        let made = provision::run(&self.context(), spec).await.expect("provisioned");
+        let made = provision::run(&self.context(), spec)
+            .await
+            .expect("provisioned");
         Known {
             server: self.node.server(placement.incarnation).expect("known"),
             placement,
@@ -102,14 +107,20 @@ impl Site {
         JobContext::unattended(Arc::clone(&self.node))
     }
 
-    pub(crate) async fn snapshot(&self, known: &Known, base: Option<&SnapshotOutcome>) -> SnapshotOutcome {
+    pub(crate) async fn snapshot(
+        &self,
+        known: &Known,
+        base: Option<&SnapshotOutcome>,
+    ) -> SnapshotOutcome {
         let spec = SnapshotSpec {
             placement: known.placement.clone(),
             backup: BackupId::new(),
             base: base.map(|base| base.manifest.clone()),
             wrapped_key: known.wrapped_key.clone(),
         };
-        snapshot::run(&self.context(), spec).await.expect("a backup")
+        snapshot::run(&self.context(), spec)
+            .await
+            .expect("a backup")
     }
 
     /// Everything the vault holds of this server's WAL, after what was committed became durable.
@@ -118,8 +129,13 @@ impl Site {
             stream.flush().await.expect("durable");
         }
         let stores = self.node.stores(&known.placement.vaults).expect("a store");
-        let key = self.node.data_key(&known.placement, &known.wrapped_key).expect("a key");
-        list_wal(&stores[0], &key, known.placement.incarnation, None).await.expect("a list")
+        let key = self
+            .node
+            .data_key(&known.placement, &known.wrapped_key)
+            .expect("a key");
+        list_wal(&stores[0], &key, known.placement.incarnation, None)
+            .await
+            .expect("a list")
     }
 
     pub(crate) async fn source(&self, known: &Known, backup: &SnapshotOutcome) -> RestoreSource {
@@ -162,7 +178,9 @@ impl Site {
             source,
             target,
         };
-        self.restore_with(spec).await.map_err(|error| (placement, error))
+        self.restore_with(spec)
+            .await
+            .map_err(|error| (placement, error))
     }
 
     /// A job whose report got lost runs again.
@@ -172,10 +190,15 @@ impl Site {
         (self.known(placement, &outcome), outcome)
     }
 
-    pub(crate) async fn restore_with(&self, spec: RestoreSpec) -> Result<(Known, RestoreOutcome), JobError> {
+    pub(crate) async fn restore_with(
+        &self,
+        spec: RestoreSpec,
+    ) -> Result<(Known, RestoreOutcome), JobError> {
         let placement = spec.placement.clone();
         let ctx = self.context();
-        let outcome = restore::run(&ctx, spec).await.inspect_err(|_| self.show_log(placement.incarnation))?;
+        let outcome = restore::run(&ctx, spec)
+            .await
+            .inspect_err(|_| self.show_log(placement.incarnation))?;
         let progress = ctx.last_progress().expect("a restore tells how far it is");
         assert_eq!(progress.phase, "Finishing");
         assert_eq!(Some(progress.wal_bytes_done), progress.wal_bytes_total);
@@ -192,8 +215,14 @@ impl Site {
         }
     }
 
-    pub(crate) async fn restore(&self, source: &RestoreSource, target: RestoreTarget) -> (Known, RestoreOutcome) {
-        self.try_restore(source.clone(), target).await.expect("restored")
+    pub(crate) async fn restore(
+        &self,
+        source: &RestoreSource,
+        target: RestoreTarget,
+    ) -> (Known, RestoreOutcome) {
+        self.try_restore(source.clone(), target)
+            .await
+            .expect("restored")
     }
 
     /// The file of an object in the vault.
@@ -204,8 +233,14 @@ impl Site {
     /// What PostgreSQL said in a recovery that failed.
     fn show_log(&self, incarnation: IncarnationId) {
         for directory in self.directories(incarnation) {
-            let log = self.node.servers_dir().join(format!("{incarnation}{directory}/server.log"));
-            eprintln!("{directory}:\n{}", std::fs::read_to_string(log).unwrap_or_default());
+            let log = self
+                .node
+                .servers_dir()
+                .join(format!("{incarnation}{directory}/server.log"));
+            eprintln!(
+                "{directory}:\n{}",
+                std::fs::read_to_string(log).unwrap_or_default()
+            );
         }
     }
 
@@ -214,7 +249,16 @@ impl Site {
         let prefix = incarnation.to_string();
         std::fs::read_dir(self.node.servers_dir())
             .expect("listed")
-            .filter_map(|entry| Some(entry.expect("an entry").file_name().to_str()?.strip_prefix(&prefix)?.to_owned()))
+            .filter_map(|entry| {
+                Some(
+                    entry
+                        .expect("an entry")
+                        .file_name()
+                        .to_str()?
+                        .strip_prefix(&prefix)?
+                        .to_owned(),
+                )
+            })
             .collect()
     }
 

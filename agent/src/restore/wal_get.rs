@@ -69,7 +69,9 @@ fn fetch(plan_socket: &Path, file: &str, destination: &Path) -> io::Result<bool>
     agent.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
     if length > FILE_LIMIT {
-        return Err(io::Error::other("the agent announces more than a WAL file can have"));
+        return Err(io::Error::other(
+            "the agent announces more than a WAL file can have",
+        ));
     }
     let mut hash = [0; blake3::OUT_LEN];
     agent.read_exact(&mut hash)?;
@@ -91,7 +93,12 @@ fn write_verified(
     length: u64,
     hash: [u8; blake3::OUT_LEN],
 ) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(to)?;
     let mut file = BufWriter::with_capacity(256 << 10, file);
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 256 << 10];
@@ -107,10 +114,15 @@ fn write_verified(
     }
     file.flush()?;
     if done != length {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent stopped sending"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the agent stopped sending",
+        ));
     }
     if *hasher.finalize().as_bytes() != hash {
-        return Err(io::Error::other("the bytes that arrived are not those that were sent"));
+        return Err(io::Error::other(
+            "the bytes that arrived are not those that were sent",
+        ));
     }
     Ok(())
 }
@@ -125,7 +137,9 @@ mod tests {
     /// `restore_command`, in a process of its own as it is in production.
     #[test]
     fn entry() {
-        let Ok(arguments) = std::env::var("HOLDFAST_TEST_WAL_GET") else { return };
+        let Ok(arguments) = std::env::var("HOLDFAST_TEST_WAL_GET") else {
+            return;
+        };
         let mut words = arguments.split('|');
         let mut word = || words.next().expect("socket, file and destination");
         std::process::exit(wal_get_main(Path::new(word()), word(), Path::new(word())));
@@ -180,14 +194,22 @@ mod tests {
         ] {
             let (root, code, content) = answer_with(answer.clone());
             assert_eq!((code, content), (255, None), "{answer:?}");
-            assert_eq!(fs::read_dir(root.path()).expect("readable").count(), 1, "only the socket");
+            assert_eq!(
+                fs::read_dir(root.path()).expect("readable").count(),
+                1,
+                "only the socket"
+            );
         }
     }
 
     #[test]
     fn no_agent_at_the_socket_is_exit_255() {
         let root = tempfile::tempdir().expect("a directory");
-        let code = wal_get_main(&root.path().join("gone"), "00000002.history", &root.path().join("x"));
+        let code = wal_get_main(
+            &root.path().join("gone"),
+            "00000002.history",
+            &root.path().join("x"),
+        );
         assert_eq!(code, 255);
     }
 }

@@ -54,7 +54,11 @@ impl WalServer {
             asked: watch::Sender::new(None),
         });
         let serving = tokio::spawn(serve(listener, Arc::clone(&shared)));
-        Ok(Self { socket, shared, _serving: AbortOnDropHandle::new(serving) })
+        Ok(Self {
+            socket,
+            shared,
+            _serving: AbortOnDropHandle::new(serving),
+        })
     }
 
     #[must_use]
@@ -71,7 +75,11 @@ impl WalServer {
     /// Why a planned file could not be had, if that has happened.
     #[must_use]
     pub fn take_failure(&self) -> Option<Error> {
-        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.shared
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -127,7 +135,9 @@ async fn prefetch(shared: Arc<Shared>, from: usize) {
 async fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(NAME_LIMIT as u64)).read_line(&mut line).await?;
+    BufReader::new(read.take(NAME_LIMIT as u64))
+        .read_line(&mut line)
+        .await?;
     let name = line.trim_end_matches('\n');
 
     if let Some(number) = shared.plan.segment(name) {
@@ -149,7 +159,9 @@ async fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
     } else if let Some(timeline) = shared.plan.history(name) {
         match shared.source.history(timeline).await {
             Ok(text) => {
-                write.write_all(&head(text.len() as u64, blake3::hash(&text).as_bytes())).await?;
+                write
+                    .write_all(&head(text.len() as u64, blake3::hash(&text).as_bytes()))
+                    .await?;
                 write.write_all(&text).await?;
             }
             Err(error) => shared.give_up(name, error, &mut write).await?,
@@ -177,7 +189,10 @@ impl Shared {
     ) -> std::io::Result<()> {
         tracing::error!(%error, file = name, "a planned WAL file cannot be had; the recovery is aborted");
         // Before the answer: PostgreSQL's end must find the reason.
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
         write.write_all(&[UNOBTAINABLE]).await
     }
 }

@@ -30,12 +30,21 @@ async fn every_page_that_postgres_wrote_has_the_checksum_we_expect() {
     ] {
         session.batch_execute(statement).await.expect(statement);
     }
-    postmaster.stop(StopMode::Fast, WITHIN).await.expect("stopped");
+    postmaster
+        .stop(StopMode::Fast, WITHIN)
+        .await
+        .expect("stopped");
 
-    let control = ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");
+    let control =
+        ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");
     let (mut pages, mut new) = (0, 0);
     for entry in Walk::new(&cluster.data_dir(), 15, control.catalog_version()) {
-        let Entry::File { path, source, kind: FileKind::Relation { first_block }, .. } = entry.expect("readable")
+        let Entry::File {
+            path,
+            source,
+            kind: FileKind::Relation { first_block },
+            ..
+        } = entry.expect("readable")
         else {
             continue;
         };
@@ -55,7 +64,8 @@ async fn every_page_that_postgres_wrote_has_the_checksum_we_expect() {
 #[tokio::test]
 async fn our_reading_of_the_control_file_is_postgres_own() {
     let cluster = Cluster::create().await;
-    let ours = ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");
+    let ours =
+        ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");
     let theirs = control_file::ControlFile::read(&cluster.spec().installation, &cluster.data_dir())
         .await
         .expect("pg_controldata reads it");
@@ -69,10 +79,15 @@ async fn our_reading_of_the_control_file_is_postgres_own() {
 async fn a_restored_cluster_without_its_label_does_not_start() {
     let cluster = Cluster::create().await;
     let path = cluster.data_dir().join(CONTROL_FILE);
-    let patched = ControlFile::read(&path).expect("a good control file").with_impossible_checkpoint();
+    let patched = ControlFile::read(&path)
+        .expect("a good control file")
+        .with_impossible_checkpoint();
     std::fs::write(&path, patched.bytes()).expect("written");
     let postmaster = Postmaster::spawn(&cluster.spec()).await.expect("spawned");
-    postmaster.wait_ready(WITHIN).await.expect_err("no valid checkpoint");
+    postmaster
+        .wait_ready(WITHIN)
+        .await
+        .expect_err("no valid checkpoint");
 }
 
 #[tokio::test]
@@ -80,20 +95,37 @@ async fn a_backup_ends_with_its_session() {
     let cluster = Cluster::create().await;
     let postmaster = running(&cluster).await;
     let backup = holdfast_domain::BackupId::new();
-    let session = BackupSession::start(cluster.connect().await, backup).await.expect("started");
+    let session = BackupSession::start(cluster.connect().await, backup)
+        .await
+        .expect("started");
     assert!(session.facts.data_checksums);
     assert_eq!((session.facts.major, session.timeline.0), (15, 1));
     let start = session.start;
     let stopped = session.stop().await.expect("stopped");
     assert!(stopped.stop > start);
     let label = String::from_utf8(stopped.label).expect("text");
-    assert!(label.contains(&backup.to_string()) && label.starts_with("START WAL LOCATION:"), "{label}");
+    assert!(
+        label.contains(&backup.to_string()) && label.starts_with("START WAL LOCATION:"),
+        "{label}"
+    );
     assert_eq!(stopped.tablespace_map, None);
 
-    drop(BackupSession::start(cluster.connect().await, backup).await.expect("started"));
+    drop(
+        BackupSession::start(cluster.connect().await, backup)
+            .await
+            .expect("started"),
+    );
     // Nothing is left of it: the next one starts, and nobody else can stop it.
     let other = cluster.connect().await;
-    other.batch_execute("SELECT pg_backup_stop()").await.expect_err("not this session's");
-    BackupSession::start(cluster.connect().await, backup).await.expect("started again");
-    postmaster.stop(StopMode::Fast, WITHIN).await.expect("stopped");
+    other
+        .batch_execute("SELECT pg_backup_stop()")
+        .await
+        .expect_err("not this session's");
+    BackupSession::start(cluster.connect().await, backup)
+        .await
+        .expect("started again");
+    postmaster
+        .stop(StopMode::Fast, WITHIN)
+        .await
+        .expect("stopped");
 }

@@ -182,7 +182,10 @@ mod tests {
         let mut bytes = control_file(288);
         bytes[50] ^= 1;
         assert_eq!(ControlFile::parse(bytes), Err(NotAControlFile::Checksum));
-        assert_eq!(ControlFile::parse(vec![0; 100]), Err(NotAControlFile::Size(100)));
+        assert_eq!(
+            ControlFile::parse(vec![0; 100]),
+            Err(NotAControlFile::Size(100))
+        );
     }
 
     #[test]

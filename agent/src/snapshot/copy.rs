@@ -67,23 +67,46 @@ impl Suspects {
 /// What is read, with its size as it was when it was opened.
 enum Opened {
     Directory(String),
-    Tablespace { oid: u32, location: PathBuf },
-    File { path: String, file: File, bytes: u64, kind: FileKind },
+    Tablespace {
+        oid: u32,
+        location: PathBuf,
+    },
+    File {
+        path: String,
+        file: File,
+        bytes: u64,
+        kind: FileKind,
+    },
 }
 
 /// Hands everything the walk finds to the writer and returns when all of it has been read.
 /// `checked`: the cluster has page checksums.
-pub async fn copy(walk: Walk, writer: &BackupWriter, checked: bool, suspects: &Arc<Suspects>) -> Result<()> {
+pub async fn copy(
+    walk: Walk,
+    writer: &BackupWriter,
+    checked: bool,
+    suspects: &Arc<Suspects>,
+) -> Result<()> {
     let (found, mut next) = mpsc::channel(FILES_AHEAD);
     let walking = tokio::task::spawn_blocking(move || open_all(walk, &found));
     while let Some(opened) = next.recv().await {
         match opened {
             Opened::Directory(path) => writer.add_dir(&path)?,
-            Opened::Tablespace { oid, location } => writer.add_tablespace(oid, &location_text(&location)),
-            Opened::File { path, file, bytes, kind } => match kind {
+            Opened::Tablespace { oid, location } => {
+                writer.add_tablespace(oid, &location_text(&location))
+            }
+            Opened::File {
+                path,
+                file,
+                bytes,
+                kind,
+            } => match kind {
                 FileKind::Relation { first_block } => {
-                    let check = checked.then(|| page_check(path.clone(), first_block, Arc::clone(suspects)));
-                    writer.add_relation_segment(&path, file, bytes, check).await?;
+                    let check = checked
+                        .then(|| page_check(path.clone(), first_block, Arc::clone(suspects)));
+                    writer
+                        .add_relation_segment(&path, file, bytes, check)
+                        .await?;
                 }
                 FileKind::Other => writer.add_file(&path, file, bytes).await?,
             },
@@ -100,8 +123,15 @@ fn open_all(walk: Walk, found: &mpsc::Sender<Opened>) -> Result<(), WalkError> {
         let opened = match entry? {
             Entry::Directory { path } => Opened::Directory(path),
             Entry::Tablespace { oid, location } => Opened::Tablespace { oid, location },
-            Entry::File { path, source, kind, .. } => match open(&source) {
-                Ok((file, bytes)) => Opened::File { path, file, bytes, kind },
+            Entry::File {
+                path, source, kind, ..
+            } => match open(&source) {
+                Ok((file, bytes)) => Opened::File {
+                    path,
+                    file,
+                    bytes,
+                    kind,
+                },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => return Err(WalkError::Io { path, source }),
             },
@@ -114,7 +144,10 @@ fn open_all(walk: Walk, found: &mpsc::Sender<Opened>) -> Result<(), WalkError> {
 }
 
 fn open(path: &Path) -> io::Result<(File, u64)> {
-    let file = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)?;
     let bytes = file.metadata()?.len();
     Ok((file, bytes))
 }
@@ -128,9 +161,15 @@ fn page_check(path: String, first_block: u32, suspects: Arc<Suspects>) -> PageCh
         let block = first_block.wrapping_add(block_in_file as u32);
         let mut reread = 0;
         loop {
-            let Verdict::Bad { lsn } = page::check(page, block) else { return Ok(()) };
+            let Verdict::Bad { lsn } = page::check(page, block) else {
+                return Ok(());
+            };
             if reread == REREADS {
-                suspects.push(Suspect { path: path.clone(), block_in_file, lsn });
+                suspects.push(Suspect {
+                    path: path.clone(),
+                    block_in_file,
+                    lsn,
+                });
                 return Ok(());
             }
             reread += 1;
@@ -146,7 +185,10 @@ fn page_check(path: String, first_block: u32, suspects: Arc<Suspects>) -> PageCh
 fn read_page(file: &File, block_in_file: u64, page: &mut [u8]) -> io::Result<bool> {
     let mut done = 0;
     while done < page.len() {
-        match file.read_at(&mut page[done..], block_in_file * PAGE_BYTES as u64 + done as u64) {
+        match file.read_at(
+            &mut page[done..],
+            block_in_file * PAGE_BYTES as u64 + done as u64,
+        ) {
             Ok(0) => {
                 page[done..].fill(0);
                 return Ok(done > 0);
@@ -189,7 +231,10 @@ mod tests {
         torn[5000..].fill(0);
         check(&file, 1, &mut torn).expect("readable");
         assert_eq!(torn, good);
-        assert_eq!(suspects.not_repaired(Lsn(0), Lsn(u64::MAX)), Vec::<String>::new());
+        assert_eq!(
+            suspects.not_repaired(Lsn(0), Lsn(u64::MAX)),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -200,9 +245,21 @@ mod tests {
         let suspects = Arc::new(Suspects::default());
         page_check("base/5/16384.1".into(), 131_072, Arc::clone(&suspects))(&file, 1, &mut damaged)
             .expect("readable");
-        assert_eq!(suspects.not_repaired(Lsn(501), Lsn(900)), ["base/5/16384.1:1"], "older than the start");
-        assert_eq!(suspects.not_repaired(Lsn(400), Lsn(900)), Vec::<String>::new(), "in the backup's WAL");
-        assert_eq!(suspects.not_repaired(Lsn(400), Lsn(450)), ["base/5/16384.1:1"], "beyond the stop");
+        assert_eq!(
+            suspects.not_repaired(Lsn(501), Lsn(900)),
+            ["base/5/16384.1:1"],
+            "older than the start"
+        );
+        assert_eq!(
+            suspects.not_repaired(Lsn(400), Lsn(900)),
+            Vec::<String>::new(),
+            "in the backup's WAL"
+        );
+        assert_eq!(
+            suspects.not_repaired(Lsn(400), Lsn(450)),
+            ["base/5/16384.1:1"],
+            "beyond the stop"
+        );
     }
 
     #[test]
@@ -210,7 +267,8 @@ mod tests {
         let (_root, file) = file_of(&[good_page(0, 1)]);
         let suspects = Arc::new(Suspects::default());
         let mut page = vec![7; PAGE_BYTES];
-        page_check("base/5/1".into(), 0, Arc::clone(&suspects))(&file, 1, &mut page).expect("readable");
+        page_check("base/5/1".into(), 0, Arc::clone(&suspects))(&file, 1, &mut page)
+            .expect("readable");
         assert_eq!(page, vec![0; PAGE_BYTES]);
         assert_eq!(suspects.not_repaired(Lsn(0), Lsn(0)), Vec::<String>::new());
     }

@@ -25,10 +25,38 @@ const FNV_PRIME: u32 = 16_777_619;
 
 /// Where each lane starts, so that equal words in different lanes count differently.
 const BASE: [u32; LANES] = [
-    0x5B1F_36E9, 0xB852_5960, 0x02AB_50AA, 0x1DE6_6D2A, 0x79FF_467A, 0x9BB9_F8A3, 0x217E_7CD2, 0x83E1_3D2C,
-    0xF8D4_474F, 0xE39E_B970, 0x42C6_AE16, 0x9932_16FA, 0x7B09_3B5D, 0x98DA_FF3C, 0xF718_902A, 0x0B1C_9CDB,
-    0xE58F_764B, 0x1876_36BC, 0x5D7B_3BB1, 0xE73D_E7DE, 0x92BE_C979, 0xCCA6_C0B2, 0x304A_0979, 0x85AA_43D4,
-    0x7831_25BB, 0x6CA8_EAA2, 0xE407_EAC6, 0x4B5C_FC3E, 0x9FBF_8C76, 0x15CA_20BE, 0xF2CA_9FD3, 0x959B_D756,
+    0x5B1F_36E9,
+    0xB852_5960,
+    0x02AB_50AA,
+    0x1DE6_6D2A,
+    0x79FF_467A,
+    0x9BB9_F8A3,
+    0x217E_7CD2,
+    0x83E1_3D2C,
+    0xF8D4_474F,
+    0xE39E_B970,
+    0x42C6_AE16,
+    0x9932_16FA,
+    0x7B09_3B5D,
+    0x98DA_FF3C,
+    0xF718_902A,
+    0x0B1C_9CDB,
+    0xE58F_764B,
+    0x1876_36BC,
+    0x5D7B_3BB1,
+    0xE73D_E7DE,
+    0x92BE_C979,
+    0xCCA6_C0B2,
+    0x304A_0979,
+    0x85AA_43D4,
+    0x7831_25BB,
+    0x6CA8_EAA2,
+    0xE407_EAC6,
+    0x4B5C_FC3E,
+    0x9FBF_8C76,
+    0x15CA_20BE,
+    0xF2CA_9FD3,
+    0x959B_D756,
 ];
 
 /// How a page stands.
@@ -38,7 +66,9 @@ pub enum Verdict {
     New,
     Good,
     /// The sum does not fit. `lsn` is what the page says was its last change.
-    Bad { lsn: Lsn },
+    Bad {
+        lsn: Lsn,
+    },
 }
 
 /// Checks one whole page. `block` counts from the start of the relation, not of the segment file.
@@ -53,13 +83,22 @@ pub fn check(page: &[u8], block: u32) -> Verdict {
     } else if checksum(page, block).to_le_bytes() == page[CHECKSUM] {
         return Verdict::Good;
     }
-    Verdict::Bad { lsn: last_change(page) }
+    Verdict::Bad {
+        lsn: last_change(page),
+    }
 }
 
 /// `pd_lsn`: two little-endian halves, the high one first.
 #[must_use]
 pub fn last_change(page: &[u8]) -> Lsn {
-    let half = |at: usize| u64::from(u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]));
+    let half = |at: usize| {
+        u64::from(u32::from_le_bytes([
+            page[at],
+            page[at + 1],
+            page[at + 2],
+            page[at + 3],
+        ]))
+    };
     Lsn(half(0) << 32 | half(4))
 }
 
@@ -111,11 +150,17 @@ mod tests {
     fn the_sum_covers_every_byte_and_the_block_number() {
         let page = page_with(3);
         assert_eq!(check(&page, 3), Verdict::Good);
-        assert!(matches!(check(&page, 4), Verdict::Bad { .. }), "a page at another block's place");
+        assert!(
+            matches!(check(&page, 4), Verdict::Bad { .. }),
+            "a page at another block's place"
+        );
         for at in [0, 9, 100, 4096, PAGE_BYTES - 1] {
             let mut flipped = page.clone();
             flipped[at] ^= 0x10;
-            assert!(matches!(check(&flipped, 3), Verdict::Bad { .. }), "byte {at}");
+            assert!(
+                matches!(check(&flipped, 3), Verdict::Bad { .. }),
+                "byte {at}"
+            );
         }
     }
 
@@ -130,6 +175,11 @@ mod tests {
     fn a_bad_page_names_its_last_change() {
         let mut page = page_with(0);
         page[0..8].copy_from_slice(&[0x16, 0, 0, 0, 0x48, 0xD8, 0x74, 0xB3]);
-        assert_eq!(check(&page, 0), Verdict::Bad { lsn: Lsn(0x16_B374_D848) });
+        assert_eq!(
+            check(&page, 0),
+            Verdict::Bad {
+                lsn: Lsn(0x16_B374_D848)
+            }
+        );
     }
 }

@@ -52,7 +52,10 @@ impl BackupSession {
         if facts.major >= 14 {
             settings.push_str(" SET idle_session_timeout = 0;");
         }
-        connection.batch_execute(&settings).await.map_err(Error::postgres("prepare the backup's session"))?;
+        connection
+            .batch_execute(&settings)
+            .await
+            .map_err(Error::postgres("prepare the backup's session"))?;
 
         let sql = if facts.major >= 15 {
             "SELECT pg_backup_start(label => $1, fast => true)::text"
@@ -69,7 +72,12 @@ impl BackupSession {
             .await
             .map_err(Error::postgres("read the timeline"))?
             .get(0);
-        Ok(Self { connection, facts, start, timeline: Timeline(timeline.cast_unsigned()) })
+        Ok(Self {
+            connection,
+            facts,
+            start,
+            timeline: Timeline(timeline.cast_unsigned()),
+        })
     }
 
     /// Ends the backup and the session. Every file must have been read before.
@@ -88,7 +96,11 @@ impl BackupSession {
             "SELECT lsn::text, labelfile, spcmapfile \
                FROM pg_stop_backup(exclusive => false, wait_for_archive => false)"
         };
-        let stopped = self.connection.query_one(sql, &[]).await.map_err(Error::postgres(what))?;
+        let stopped = self
+            .connection
+            .query_one(sql, &[])
+            .await
+            .map_err(Error::postgres(what))?;
         let map: Option<String> = stopped.get(2);
         Ok(Stopped {
             clock,
@@ -121,10 +133,13 @@ async fn facts(connection: &Connection) -> Result<Facts> {
     }
     let block_bytes: i32 = row.get(5);
     if usize::try_from(block_bytes) != Ok(PAGE_BYTES) {
-        return Err(Error::Drift(format!("its block size is {block_bytes} instead of {PAGE_BYTES}")));
+        return Err(Error::Drift(format!(
+            "its block size is {block_bytes} instead of {PAGE_BYTES}"
+        )));
     }
     Ok(Facts {
-        major: u16::try_from(row.get::<_, i32>(1)).map_err(|_| Error::Drift("its version is negative".into()))?,
+        major: u16::try_from(row.get::<_, i32>(1))
+            .map_err(|_| Error::Drift("its version is negative".into()))?,
         system_identifier: row.get::<_, i64>(2).cast_unsigned(),
         wal_segment_bytes: row.get::<_, i64>(3).cast_unsigned(),
         data_checksums: row.get(4),
@@ -132,5 +147,6 @@ async fn facts(connection: &Connection) -> Result<Facts> {
 }
 
 fn lsn(text: &str) -> Result<Lsn> {
-    text.parse().map_err(|_| Error::Drift("it answered with something that is no WAL position".into()))
+    text.parse()
+        .map_err(|_| Error::Drift("it answered with something that is no WAL position".into()))
 }

@@ -33,7 +33,13 @@ impl BackupWal {
         for store in stores {
             // From the segment's start: recovery reads the first page header of every segment.
             let from = self.start.segment_start(self.segment_bytes);
-            let listed = list_wal(store, data_key, self.incarnation, Some((self.timeline, from))).await?;
+            let listed = list_wal(
+                store,
+                data_key,
+                self.incarnation,
+                Some((self.timeline, from)),
+            )
+            .await?;
             let (objects, reached) = cover(&listed, self.timeline, from);
             if reached < self.stop {
                 return Err(Error::Failed {
@@ -61,7 +67,9 @@ impl BackupWal {
         let mut largest = None;
         let mut undecided = false;
         for object in objects.iter().filter(|object| object.start < self.stop) {
-            let Some(stamps) = object.stamps else { continue };
+            let Some(stamps) = object.stamps else {
+                continue;
+            };
             if stamps.last.end <= self.stop {
                 largest = largest.max(Some(stamps.largest.at));
             } else if stamps.first.end <= self.stop {
@@ -86,9 +94,14 @@ impl BackupWal {
         let mut walker = Walker::at_page(begin, self.segment_bytes);
         let mut at = begin;
         let mut largest = None;
-        for object in objects.iter().filter(|object| object.end > begin && object.start < self.stop) {
+        for object in objects
+            .iter()
+            .filter(|object| object.end > begin && object.start < self.stop)
+        {
             let opened = get_wal(stores, data_key, object).await?;
-            let Some(bytes) = opened.bytes.get(at.bytes_since(object.start) as usize..) else { continue };
+            let Some(bytes) = opened.bytes.get(at.bytes_since(object.start) as usize..) else {
+                continue;
+            };
             let fed = walker.feed(bytes, |record| {
                 if let Some(stamp) = record.stamp()
                     && stamp.end <= self.stop

@@ -30,21 +30,38 @@ const EMPTIED: [&str; 10] = [
 ];
 
 /// Files of the top level that belong to the running server or to another backup, not to the data.
-const LEFT_OUT: [&str; 4] = ["postmaster.pid", "postmaster.opts", "backup_label", "backup_label.old"];
+const LEFT_OUT: [&str; 4] = [
+    "postmaster.pid",
+    "postmaster.opts",
+    "backup_label",
+    "backup_label.old",
+];
 
 /// One thing that a backup holds. Paths are relative to the data directory, with `/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    Directory { path: String },
+    Directory {
+        path: String,
+    },
     /// A tablespace whose directory is elsewhere; its content follows below `pg_tblspc/{oid}/`.
-    Tablespace { oid: u32, location: PathBuf },
-    File { path: String, source: PathBuf, bytes: u64, kind: FileKind },
+    Tablespace {
+        oid: u32,
+        location: PathBuf,
+    },
+    File {
+        path: String,
+        source: PathBuf,
+        bytes: u64,
+        kind: FileKind,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// Pages of a relation's fork; `first_block` is where this segment file begins in it.
-    Relation { first_block: u32 },
+    Relation {
+        first_block: u32,
+    },
     Other,
 }
 
@@ -52,8 +69,14 @@ pub enum FileKind {
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
     #[error("{path} could not be read")]
-    Io { path: String, #[source] source: io::Error },
-    #[error("{path} is a symbolic link that PostgreSQL did not make; replace it by what it points at")]
+    Io {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{path} is a symbolic link that PostgreSQL did not make; replace it by what it points at"
+    )]
     ForeignLink { path: String },
     #[error("{path} has a name that is not UTF-8")]
     Name { path: String },
@@ -81,7 +104,10 @@ impl Walk {
     pub fn new(data_dir: &Path, major: u16, catalog_version: u32) -> Self {
         Self {
             version_directory: format!("PG_{major}_{catalog_version}"),
-            pending: vec![Pending { path: String::new(), source: data_dir.to_owned() }],
+            pending: vec![Pending {
+                path: String::new(),
+                source: data_dir.to_owned(),
+            }],
             ready: Vec::new().into_iter(),
         }
     }
@@ -94,15 +120,26 @@ impl Walk {
             Ok(names) => names,
             // A database or tablespace dropped meanwhile; WAL drops it again.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(entries),
-            Err(source) => return Err(WalkError::Io { path: directory.path.clone(), source }),
+            Err(source) => {
+                return Err(WalkError::Io {
+                    path: directory.path.clone(),
+                    source,
+                });
+            }
         };
         names.sort_unstable();
         let relations = is_relation_directory(&directory.path);
-        let unlogged = if relations { unlogged_relations(&names) } else { HashSet::new() };
+        let unlogged = if relations {
+            unlogged_relations(&names)
+        } else {
+            HashSet::new()
+        };
 
         for name in names {
             let Some(name) = name.to_str() else {
-                return Err(WalkError::Name { path: join(&directory.path, &name.to_string_lossy()) });
+                return Err(WalkError::Name {
+                    path: join(&directory.path, &name.to_string_lossy()),
+                });
             };
             let path = join(&directory.path, name);
             let source = directory.source.join(name);
@@ -135,11 +172,20 @@ impl Walk {
             } else if kind.is_file() {
                 let file = if relations { relation_file(name) } else { None };
                 let kind = match &file {
-                    Some(file) if unlogged.contains(file.node) && file.fork != Some("init") => continue,
-                    Some(file) => FileKind::Relation { first_block: file.segment.saturating_mul(super::page::SEGMENT_BLOCKS) },
+                    Some(file) if unlogged.contains(file.node) && file.fork != Some("init") => {
+                        continue;
+                    }
+                    Some(file) => FileKind::Relation {
+                        first_block: file.segment.saturating_mul(super::page::SEGMENT_BLOCKS),
+                    },
                     None => FileKind::Other,
                 };
-                entries.push(Entry::File { path, source, bytes: metadata.len(), kind });
+                entries.push(Entry::File {
+                    path,
+                    source,
+                    bytes: metadata.len(),
+                    kind,
+                });
             } else {
                 return Err(WalkError::Kind { path });
             }
@@ -150,20 +196,40 @@ impl Walk {
         Ok(entries)
     }
 
-    fn tablespace(&self, name: &str, path: &str, link: &Path) -> Result<Option<(Vec<Entry>, Pending)>, WalkError> {
+    fn tablespace(
+        &self,
+        name: &str,
+        path: &str,
+        link: &Path,
+    ) -> Result<Option<(Vec<Entry>, Pending)>, WalkError> {
         let Ok(oid) = name.parse::<u32>() else {
-            return Err(WalkError::ForeignLink { path: path.to_owned() });
+            return Err(WalkError::ForeignLink {
+                path: path.to_owned(),
+            });
         };
         let location = match fs::read_link(link) {
             Ok(location) => location,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(WalkError::Io { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(WalkError::Io {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         let inside = join(path, &self.version_directory);
         let source = link.join(&self.version_directory);
         Ok(Some((
-            vec![Entry::Tablespace { oid, location }, Entry::Directory { path: inside.clone() }],
-            Pending { path: inside, source },
+            vec![
+                Entry::Tablespace { oid, location },
+                Entry::Directory {
+                    path: inside.clone(),
+                },
+            ],
+            Pending {
+                path: inside,
+                source,
+            },
         )))
     }
 }
@@ -189,11 +255,17 @@ impl Iterator for Walk {
 }
 
 fn names_in(directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
-    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+    fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect()
 }
 
 fn join(directory: &str, name: &str) -> String {
-    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+    if directory.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{directory}/{name}")
+    }
 }
 
 /// Directories that hold relations: `global`, `base/{db}`, `pg_tblspc/{oid}/{version}/{db}`.
@@ -238,7 +310,12 @@ fn is_temporary_relation(name: &str) -> bool {
 fn unlogged_relations(names: &[std::ffi::OsString]) -> HashSet<String> {
     names
         .iter()
-        .filter_map(|name| name.to_str()?.strip_suffix("_init").filter(|node| is_digits(node)).map(str::to_owned))
+        .filter_map(|name| {
+            name.to_str()?
+                .strip_suffix("_init")
+                .filter(|node| is_digits(node))
+                .map(str::to_owned)
+        })
         .collect()
 }
 
@@ -260,7 +337,11 @@ fn relation_file(name: &str) -> Option<RelationFile<'_>> {
         Some(_) => return None,
         None => (stem, None),
     };
-    is_digits(node).then_some(RelationFile { node, fork, segment })
+    is_digits(node).then_some(RelationFile {
+        node,
+        fork,
+        segment,
+    })
 }
 
 fn is_digits(text: &str) -> bool {
@@ -368,7 +449,8 @@ mod tests {
         touch(elsewhere.path(), "PG_15_202209061/5/16999");
         touch(elsewhere.path(), "PG_14_202107181/5/1");
         fs::create_dir(root.path().join("pg_tblspc")).expect("mkdir");
-        std::os::unix::fs::symlink(elsewhere.path(), root.path().join("pg_tblspc/16400")).expect("link");
+        std::os::unix::fs::symlink(elsewhere.path(), root.path().join("pg_tblspc/16400"))
+            .expect("link");
         assert_eq!(
             paths(root.path()),
             [
@@ -386,7 +468,9 @@ mod tests {
     fn a_foreign_link_is_refused_by_name() {
         let root = tempfile::tempdir().expect("a directory");
         std::os::unix::fs::symlink("/etc/passwd", root.path().join("evil")).expect("link");
-        let error = Walk::new(root.path(), 15, 1).find_map(Result::err).expect("refused");
+        let error = Walk::new(root.path(), 15, 1)
+            .find_map(Result::err)
+            .expect("refused");
         assert!(matches!(error, WalkError::ForeignLink { path } if path == "evil"));
     }
 
@@ -398,6 +482,11 @@ mod tests {
             Ok(Entry::File { kind, .. }) => Some(kind),
             _ => None,
         });
-        assert_eq!(kind, Some(FileKind::Relation { first_block: 262_144 }));
+        assert_eq!(
+            kind,
+            Some(FileKind::Relation {
+                first_block: 262_144
+            })
+        );
     }
 }

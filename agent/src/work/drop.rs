@@ -8,6 +8,7 @@ use holdfast_domain::job::{DropOutcome, DropSpec, JobError};
 
 use crate::error::Result;
 use crate::job::JobContext;
+use crate::restore::directory::clear_earlier;
 
 pub async fn run(ctx: &JobContext, spec: DropSpec) -> Result<DropOutcome, JobError> {
     let DropSpec {
@@ -57,8 +58,6 @@ async fn remove(
         std::fs::rename(directory, &going)
             .map_err(crate::error::Error::file("rename", directory))?;
     }
-    for leftover in node.unfinished(placement.incarnation)? {
-        node.remove_dir(&leftover).await?;
-    }
-    Ok(())
+    // A restore that failed and was kept for diagnosis goes too.
+    clear_earlier(node, placement.incarnation, false).await
 }

@@ -51,9 +51,17 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         return Ok(outcome(published));
     }
 
-    let server = ctx.node.server(incarnation).ok_or(Error::NoSuchServer(incarnation))?;
+    let server = ctx
+        .node
+        .server(incarnation)
+        .ok_or(Error::NoSuchServer(incarnation))?;
     let stream = server.stream().ok_or(Error::NotStreaming)?;
-    within(STREAM_WITHIN, "make its write-ahead log durable", stream.flush()).await??;
+    within(
+        STREAM_WITHIN,
+        "make its write-ahead log durable",
+        stream.flush(),
+    )
+    .await??;
 
     let base = match &spec.base {
         Some(base) => BaseIndex::load(&stores, &data_key, incarnation, base).await?,
@@ -65,7 +73,12 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
     let (start, timeline, facts) = (session.start, session.timeline, session.facts.clone());
     tracing::info!(backup.id = %spec.backup, start = %start, "backup started");
 
-    let attempt = Attempt { incarnation, backup: spec.backup, job: ctx.job, epoch: ctx.epoch };
+    let attempt = Attempt {
+        incarnation,
+        backup: spec.backup,
+        job: ctx.job,
+        epoch: ctx.epoch,
+    };
     let writer = BackupWriter::new(stores.clone(), data_key.clone(), attempt, base)?;
     let suspects = Arc::new(Suspects::default());
     let bytes_total = copy_files(ctx, &server, &writer, facts.data_checksums, &suspects).await?;
@@ -73,14 +86,24 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
     let control_file = server.data_dir().join(CONTROL_FILE);
     let control = tokio::task::spawn_blocking(move || ControlFile::read(&control_file)).await??;
     if control.system_identifier() != facts.system_identifier {
-        return Err(Error::Drift("its control file belongs to another cluster".into()));
+        return Err(Error::Drift(
+            "its control file belongs to another cluster".into(),
+        ));
     }
-    writer.add_bytes(CONTROL_FILE, control.into_bytes().into()).await?;
+    writer
+        .add_bytes(CONTROL_FILE, control.into_bytes().into())
+        .await?;
     writer.settle().await?;
 
     let stopped = session.stop().await?;
     // ---- … to here. What follows only proves and publishes.
-    tell(ctx, "WaitingForWal", bytes_total, Some(bytes_total), COPIED_PERCENT);
+    tell(
+        ctx,
+        "WaitingForWal",
+        bytes_total,
+        Some(bytes_total),
+        COPIED_PERCENT,
+    );
     let wal = BackupWal {
         incarnation,
         timeline,
@@ -88,13 +111,17 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         stop: stopped.stop,
         segment_bytes: facts.wal_segment_bytes,
     };
-    within(WAL_WITHIN, "make the backup's write-ahead log durable", stream.wait_durable(stopped.stop))
-        .await
-        .map_err(|slow| Error::Failed {
-            code: "BackupWalMissing",
-            message: slow.to_string(),
-            retryable: true,
-        })??;
+    within(
+        WAL_WITHIN,
+        "make the backup's write-ahead log durable",
+        stream.wait_durable(stopped.stop),
+    )
+    .await
+    .map_err(|slow| Error::Failed {
+        code: "BackupWalMissing",
+        message: slow.to_string(),
+        retryable: true,
+    })??;
     let objects = wal.proven(&stores, &data_key).await?;
     let largest = wal.largest_stamp(&objects, &stores, &data_key).await?;
     let completed_time = largest.map_or(stopped.clock, |stamp| stamp.max(stopped.clock));
@@ -104,7 +131,13 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         tracing::error!(backup.id = %spec.backup, pages = corrupt_pages.len(), "the server has damaged pages");
     }
 
-    tell(ctx, "Finishing", bytes_total, Some(bytes_total), WAL_DURABLE_PERCENT);
+    tell(
+        ctx,
+        "Finishing",
+        bytes_total,
+        Some(bytes_total),
+        WAL_DURABLE_PERCENT,
+    );
     ctx.check()?;
     let published = writer
         .finish(ManifestMeta {
@@ -138,8 +171,9 @@ async fn copy_files(
     let data_dir = server.data_dir();
     let major = server.installation()?.major;
     let control_file = data_dir.join(CONTROL_FILE);
-    let catalog_version =
-        tokio::task::spawn_blocking(move || ControlFile::read(&control_file)).await??.catalog_version();
+    let catalog_version = tokio::task::spawn_blocking(move || ControlFile::read(&control_file))
+        .await??
+        .catalog_version();
     let walk = move || Walk::new(&data_dir, major, catalog_version);
     let estimate = walk.clone();
     let total = tokio::task::spawn_blocking(move || estimated_bytes(estimate())).await??;
@@ -161,11 +195,26 @@ async fn copy_files(
 }
 
 fn tell(ctx: &JobContext, phase: &str, bytes_done: u64, bytes_total: Option<u64>, percent: f64) {
-    ctx.progress(Progress { phase: phase.to_owned(), bytes_done, bytes_total, percent, ..Progress::default() });
+    ctx.progress(Progress {
+        phase: phase.to_owned(),
+        bytes_done,
+        bytes_total,
+        percent,
+        ..Progress::default()
+    });
 }
 
-async fn within<T>(limit: Duration, what: &'static str, work: impl Future<Output = T>) -> Result<T> {
-    tokio::time::timeout(limit, work).await.map_err(|_| Error::Slow { what, within: limit })
+async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T> {
+    tokio::time::timeout(limit, work)
+        .await
+        .map_err(|_| Error::Slow {
+            what,
+            within: limit,
+        })
 }
 
 fn outcome(published: FinishedBackup) -> SnapshotOutcome {
