@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use holdfast_control_plane::ControlPlane;
-use holdfast_control_plane::gauge::Gauges;
+use holdfast_control_plane::gauge::{Gauges, ServerGauge};
 use metrics::{histogram, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -111,13 +111,12 @@ fn number(count: u64) -> f64 {
     count as f64
 }
 
+/// Which of a server's instants a line shows.
+type InstantOf = fn(&ServerGauge) -> Option<DateTime<Utc>>;
+
 fn text(gauges: &Gauges) -> String {
     let mut page = String::new();
-    let instants: [(
-        &str,
-        &str,
-        fn(&holdfast_control_plane::gauge::ServerGauge) -> Option<DateTime<Utc>>,
-    ); 4] = [
+    let instants: [(&str, &str, InstantOf); 4] = [
         (
             "holdfast_backup_last_success_timestamp_seconds",
             "When the newest complete backup ended; 0 when there is none.",
@@ -204,10 +203,8 @@ fn text(gauges: &Gauges) -> String {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-    use holdfast_control_plane::gauge::ServerGauge;
-
     use super::*;
+    use chrono::TimeDelta;
 
     #[test]
     fn a_server_without_a_backup_has_its_lines() {

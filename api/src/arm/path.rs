@@ -4,7 +4,7 @@
 //! rewritten to the spelling of the routes; names stay as they were sent. Decoded exactly once; what
 //! could mean something to a path afterwards is refused (RELIABILITY §4.5, §4.9 row 13).
 
-use holdfast_domain::resource_id::{PROVIDER, SERVERS, group_scope};
+use holdfast_domain::resource_id::{PROVIDER, SERVERS};
 use holdfast_domain::{Refusal, SubscriptionId, name};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
@@ -331,15 +331,6 @@ impl BackupPath {
         name::new_backup(&self.backup)?;
         Ok(subscription)
     }
-}
-
-/// The scope under which a group's resources are listed.
-#[must_use]
-pub fn listed_in(subscription: SubscriptionId, group: Option<&str>) -> String {
-    group.map_or_else(
-        || format!("/subscriptions/{subscription}"),
-        |group| group_scope(subscription, group),
-    )
 }
 
 #[cfg(test)]

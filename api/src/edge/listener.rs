@@ -146,3 +146,118 @@ async fn speak(
         tracing::debug!(%peer, %error, "connection ended early");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::Request;
+    use axum::routing::get;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+    async fn loopback() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("binds");
+        let at = listener.local_addr().expect("bound");
+        (listener, at)
+    }
+
+    async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> String {
+        stream.write_all(request).await.expect("sends");
+        let mut text = Vec::new();
+        // A server that hangs up without a goodbye has still said what it said.
+        let _ = stream.read_to_end(&mut text).await;
+        String::from_utf8(text).expect("text")
+    }
+
+    #[tokio::test]
+    async fn tokens_do_not_travel_in_the_clear() {
+        let listener = TcpListener::bind(("0.0.0.0", 0)).await.expect("binds");
+        let refused = serve(listener, None, Router::new(), std::future::ready(())).await;
+        assert!(matches!(refused, Err(Error::PlainHttp(_))));
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_is_answered_before_the_end() {
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a certificate with its key");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+
+        let (arrived, mut arrivals) = tokio::sync::mpsc::channel(1);
+        let (go, gate) = tokio::sync::watch::channel(false);
+        let router = Router::new().route(
+            "/",
+            get(async move |request: Request| {
+                let Peer(peer) = *request.extensions().get::<Peer>().expect("who is there");
+                arrived.send(()).await.expect("somebody waits");
+                gate.clone().wait_for(|open| *open).await.expect("opens");
+                peer.ip().to_string()
+            }),
+        );
+        let (listener, at) = loopback().await;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(serve(listener, Some(Arc::new(server)), router, async {
+            let _ = stopped.await;
+        }));
+        let stream = TcpStream::connect(at).await.expect("connects");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let stream = TlsConnector::from(Arc::new(client))
+            .connect(name, stream)
+            .await
+            .expect("trusts");
+        let asked = tokio::spawn(answer(stream, GET));
+        arrivals.recv().await.expect("arrives");
+        stop.send(()).expect("is heard");
+        go.send(true).expect("is heard");
+        let text = asked.await.expect("answers");
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK") && text.ends_with("127.0.0.1"),
+            "{text}"
+        );
+        served.await.expect("ends").expect("in order");
+    }
+
+    #[tokio::test]
+    async fn headers_without_end_are_refused() {
+        // RELIABILITY §4.9 row 43
+        let (listener, at) = loopback().await;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(serve(listener, None, Router::new(), async {
+            let _ = stopped.await;
+        }));
+        let long = format!(
+            "GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}",
+            "a".repeat(HEADER_BUFFER + 1)
+        );
+        let many = format!(
+            "GET / HTTP/1.1\r\nHost: x\r\n{}\r\n",
+            "X-Many: 1\r\n".repeat(200)
+        );
+        for request in [long, many] {
+            let stream = TcpStream::connect(at).await.expect("connects");
+            let text = answer(stream, request.as_bytes()).await;
+            assert!(text.starts_with("HTTP/1.1 431"), "{text}");
+        }
+        stop.send(()).expect("is heard");
+        served.await.expect("ends").expect("in order");
+    }
+}

@@ -14,7 +14,6 @@ use crate::arm::path::{self, GroupPath, ServerPath, SubscriptionPath};
 use crate::arm::{ArmError, Call, Result};
 use crate::wire::list::List;
 use crate::wire::lock::{LockBody, ManagementLock};
-use crate::wire::word::LockLevel;
 
 const READ: &str = "Microsoft.Authorization/locks/read";
 const WRITE: &str = "Microsoft.Authorization/locks/write";
@@ -243,6 +242,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::wire::word::LockLevel;
 
     #[test]
     fn a_lock_has_one_of_two_levels() {
