@@ -57,8 +57,17 @@ pub(crate) fn at_once(
     action: &str,
     now: DateTime<Utc>,
 ) -> [ActivityEvent; 2] {
-    [ActivityStatus::Started, ActivityStatus::Succeeded]
-        .map(|status| event(subscription, group, resource_id, action, status, caller, now))
+    [ActivityStatus::Started, ActivityStatus::Succeeded].map(|status| {
+        event(
+            subscription,
+            group,
+            resource_id,
+            action,
+            status,
+            caller,
+            now,
+        )
+    })
 }
 
 impl ControlPlane {
@@ -86,7 +95,10 @@ impl ControlPlane {
 fn position(text: &str) -> Result<(DateTime<Utc>, i64)> {
     let read = || {
         let (at, number) = text.split_once('.')?;
-        Some((DateTime::from_timestamp_micros(at.parse().ok()?)?, number.parse().ok()?))
+        Some((
+            DateTime::from_timestamp_micros(at.parse().ok()?)?,
+            number.parse().ok()?,
+        ))
     };
     read().ok_or_else(|| Error::Absurd("a page position that was never given out".to_owned()))
 }

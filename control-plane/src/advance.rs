@@ -44,7 +44,9 @@ impl ControlPlane {
                 }
                 Ok(false) => {}
                 Err(error @ Error::Unavailable(_)) => return Err(error),
-                Err(error) => tracing::error!(operation.id = %id, %error, "operation cannot be moved"),
+                Err(error) => {
+                    tracing::error!(operation.id = %id, %error, "operation cannot be moved")
+                }
             }
         }
         Ok(moved)

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use holdfast_domain::activity::{ActivityEvent, ActivityStatus};
 use holdfast_domain::backup::{BackupKind, BackupState, automatic_name};
-use holdfast_domain::job::{JobOutcome, JobSpec, PruneOutcome, PruneSpec, SnapshotOutcome, WalReport};
+use holdfast_domain::job::{
+    JobOutcome, JobSpec, PruneOutcome, PruneSpec, SnapshotOutcome, WalReport,
+};
 use holdfast_domain::resource_id::ServerResourceId;
 use holdfast_domain::server::{Server, ServerState};
 use holdfast_domain::wal::TimelineStart;
@@ -23,7 +25,10 @@ pub(crate) async fn apply(
     job: &Job,
     outcome: &JobOutcome,
 ) -> Result<()> {
-    let spec = job.spec.as_ref().ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?;
+    let spec = job
+        .spec
+        .as_ref()
+        .ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?;
     match (spec, outcome) {
         (JobSpec::Provision(spec), JobOutcome::Provision(made)) => {
             let finished = Finished {
@@ -67,7 +72,9 @@ pub(crate) async fn apply(
                 "parameterDifferences": made.parameter_differences,
             });
             match job.operation {
-                Some(id) => store::operation::set_result(unit.conn(), job.subscription, id, &result).await,
+                Some(id) => {
+                    store::operation::set_result(unit.conn(), job.subscription, id, &result).await
+                }
                 None => Ok(()),
             }
         }
@@ -79,15 +86,33 @@ pub(crate) async fn apply(
                 tracing::warn!(server.id = %spec.placement.server, reason, "the source could not be asked for its newest WAL");
             }
             // The source may belong to another subscription than the restore.
-            take_in(control_plane, unit, made.report.as_ref(), spec.placement.incarnation).await
+            take_in(
+                control_plane,
+                unit,
+                made.report.as_ref(),
+                spec.placement.incarnation,
+            )
+            .await
         }
         (JobSpec::Prune(spec), JobOutcome::Prune(made)) => pruned(unit, job, spec, made).await,
         (JobSpec::Power(spec), JobOutcome::Power(made)) => {
             set_minor(unit, job, &made.minor_version).await?;
-            take_in(control_plane, unit, made.report.as_ref(), spec.placement.incarnation).await
+            take_in(
+                control_plane,
+                unit,
+                made.report.as_ref(),
+                spec.placement.incarnation,
+            )
+            .await
         }
         (JobSpec::Drop(spec), JobOutcome::Drop(made)) => {
-            take_in(control_plane, unit, made.report.as_ref(), spec.placement.incarnation).await?;
+            take_in(
+                control_plane,
+                unit,
+                made.report.as_ref(),
+                spec.placement.incarnation,
+            )
+            .await?;
             let mut server = server_of(unit, job).await?;
             if server.state == ServerState::Failed {
                 // It is cleared away: its node and port are free again.
@@ -143,15 +168,27 @@ async fn complete_backup(
 ) -> Result<()> {
     let now = unit.now();
     if made.stop_lsn < made.start_lsn {
-        return Err(Error::Absurd(format!("backup from {} back to {}", made.start_lsn, made.stop_lsn)));
+        return Err(Error::Absurd(format!(
+            "backup from {} back to {}",
+            made.start_lsn, made.stop_lsn
+        )));
     }
     if made.manifest.backup != id {
-        return Err(Error::Absurd(format!("manifest of backup {} for {id}", made.manifest.backup)));
+        return Err(Error::Absurd(format!(
+            "manifest of backup {} for {id}",
+            made.manifest.backup
+        )));
     }
     let prefix = incarnation.to_string();
-    let keys = made.objects.iter().map(|object| &object.key).chain([&made.manifest.key]);
+    let keys = made
+        .objects
+        .iter()
+        .map(|object| &object.key)
+        .chain([&made.manifest.key]);
     if let Some(foreign) = keys.into_iter().find(|key| !key.contains(&prefix)) {
-        return Err(Error::Absurd(format!("object {foreign:?} outside its incarnation")));
+        return Err(Error::Absurd(format!(
+            "object {foreign:?} outside its incarnation"
+        )));
     }
     let backup = store::backup::by_id(unit.conn(), job.subscription, id)
         .await?
@@ -165,7 +202,13 @@ async fn complete_backup(
     store::backup::completed(unit.conn(), &backup, &name, made, &life.vaults, now).await?;
     if job.operation.is_none() {
         let server = server_of(unit, job).await?;
-        let event = of_service(&server, job, "backups/write", ActivityStatus::Succeeded, now);
+        let event = of_service(
+            &server,
+            job,
+            "backups/write",
+            ActivityStatus::Succeeded,
+            now,
+        );
         unit.record(ActivityEvent {
             properties: BTreeMap::from([
                 ("backupName".to_owned(), name),
@@ -211,7 +254,10 @@ async fn take_in(
         return Ok(());
     };
     if report.incarnation != incarnation {
-        return Err(Error::Absurd(format!("WAL of {} instead of {incarnation}", report.incarnation)));
+        return Err(Error::Absurd(format!(
+            "WAL of {} instead of {incarnation}",
+            report.incarnation
+        )));
     }
     let now = unit.now();
     let subscription: SubscriptionId =
@@ -225,14 +271,22 @@ async fn take_in(
 async fn pruned(unit: &mut Unit, job: &Job, spec: &PruneSpec, made: &PruneOutcome) -> Result<()> {
     let now = unit.now();
     if let Some(foreign) = made.deleted.iter().find(|key| !spec.keys.contains(key)) {
-        return Err(Error::Absurd(format!("deleted {foreign:?}, which was not asked")));
+        return Err(Error::Absurd(format!(
+            "deleted {foreign:?}, which was not asked"
+        )));
     }
     let gone = prune::settle(unit, job, spec, &made.deleted).await?;
     if gone == 0 && made.bytes_freed == 0 {
         return Ok(());
     }
     let server = server_of(unit, job).await?;
-    let event = of_service(&server, job, "backups/delete", ActivityStatus::Succeeded, now);
+    let event = of_service(
+        &server,
+        job,
+        "backups/delete",
+        ActivityStatus::Succeeded,
+        now,
+    );
     unit.record(ActivityEvent {
         properties: BTreeMap::from([
             ("backupsDeleted".to_owned(), gone.to_string()),

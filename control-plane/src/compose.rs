@@ -46,15 +46,20 @@ struct Subject {
 impl Subject {
     async fn load(unit: &mut Unit, record: &Record) -> Result<Self> {
         let operation = &record.operation;
-        let server =
-            store::server::by_id(unit.conn(), operation.subscription, operation.server, Hold::None)
-                .await?
-                .ok_or_else(|| Error::corrupt(format!("server {} is missing", operation.server)))?;
+        let server = store::server::by_id(
+            unit.conn(),
+            operation.subscription,
+            operation.server,
+            Hold::None,
+        )
+        .await?
+        .ok_or_else(|| Error::corrupt(format!("server {} is missing", operation.server)))?;
         let id = server
             .incarnation
             .ok_or_else(|| Error::corrupt(format!("server {} has no life", server.id)))?;
-        let node =
-            server.node.ok_or_else(|| Error::corrupt(format!("server {} is nowhere", server.id)))?;
+        let node = server
+            .node
+            .ok_or_else(|| Error::corrupt(format!("server {} is nowhere", server.id)))?;
         Ok(Self {
             incarnation: store::incarnation::get(unit.conn(), server.subscription, id).await?,
             vaults: store::node::vaults(unit.conn()).await?,
@@ -98,7 +103,9 @@ pub(crate) async fn compose(
             placement: place,
             administrator_login: subject.server.settings.administrator_login.clone(),
             administrator_password: match &record.input {
-                Some(Input::Create { administrator_password }) => administrator_password.clone(),
+                Some(Input::Create {
+                    administrator_password,
+                }) => administrator_password.clone(),
                 _ => None,
             },
         })),
@@ -107,7 +114,14 @@ pub(crate) async fn compose(
                 .operation
                 .backup
                 .ok_or_else(|| Error::corrupt("a backup operation without a backup"))?;
-            snapshot(unit, &subject.server, &subject.incarnation, &subject.vaults, backup).await?
+            snapshot(
+                unit,
+                &subject.server,
+                &subject.incarnation,
+                &subject.vaults,
+                backup,
+            )
+            .await?
         }
         JobKind::ArchiveWal => flush(control_plane, unit, record, &subject).await?,
         JobKind::Restore => restore(unit, record, &subject).await?,
@@ -143,7 +157,10 @@ pub(crate) async fn snapshot(
     };
     let complete =
         store::backup::complete(unit.conn(), &[server.subscription.0], &[incarnation.id.0]).await?;
-    let base = complete.into_iter().map(|(_, backup)| backup).max_by_key(|b| (b.stop, b.completed_time));
+    let base = complete
+        .into_iter()
+        .map(|(_, backup)| backup)
+        .max_by_key(|b| (b.stop, b.completed_time));
     Ok(Composed::Order(Box::new(Order {
         node,
         incarnation: Some(incarnation.id),
@@ -160,7 +177,13 @@ pub(crate) async fn snapshot(
 
 /// The source and its present life.
 async fn source(unit: &mut Unit, record: &Record) -> Result<(Server, Incarnation)> {
-    let Some(Input::Restore { source_subscription, source, incarnation, .. }) = &record.input else {
+    let Some(Input::Restore {
+        source_subscription,
+        source,
+        incarnation,
+        ..
+    }) = &record.input
+    else {
         return Err(Error::corrupt("a restore without a source"));
     };
     let server = store::server::by_id(unit.conn(), *source_subscription, *source, Hold::None)
@@ -193,7 +216,12 @@ async fn flush(
         node,
         incarnation: Some(incarnation.id),
         base: None,
-        deadline: Some(record.operation.deadline.min(now + control_plane.policy().flush)),
+        deadline: Some(
+            record
+                .operation
+                .deadline
+                .min(now + control_plane.policy().flush),
+        ),
         spec: JobSpec::ArchiveWal(ArchiveWalSpec {
             placement: placement(&server, &incarnation, &subject.vaults)?,
             wrapped_key: key(&incarnation)?,
@@ -204,15 +232,24 @@ async fn flush(
 
 /// The catalogue is loaded anew: after a flush the latest state is later than it was.
 async fn restore(unit: &mut Unit, record: &Record, subject: &Subject) -> Result<Composed> {
-    let Some(Input::Restore { target, administrator_password, .. }) = &record.input else {
+    let Some(Input::Restore {
+        target,
+        administrator_password,
+        ..
+    }) = &record.input
+    else {
         return Err(Error::corrupt("a restore without a target"));
     };
     let now = unit.now();
     let (server, incarnation) = source(unit, record).await?;
-    let catalogue =
-        store::catalogue::load(unit.conn(), server.subscription, incarnation.id, Depth::Whole)
-            .await?
-            .ok_or_else(|| Error::corrupt(format!("source {} is not ready", server.id)))?;
+    let catalogue = store::catalogue::load(
+        unit.conn(),
+        server.subscription,
+        incarnation.id,
+        Depth::Whole,
+    )
+    .await?
+    .ok_or_else(|| Error::corrupt(format!("source {} is not ready", server.id)))?;
     let chosen = choose(&catalogue, *target)?;
     let backup = chosen.backup.id;
     store::pin::place(

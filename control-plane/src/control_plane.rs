@@ -26,7 +26,13 @@ impl ControlPlane {
     /// [`crate::Error::Unavailable`] when the store does not answer.
     pub async fn connect(pool: PgPool, clock: Clock, site: Site, policy: Policy) -> Result<Self> {
         sqlx::query("select 1").execute(&pool).await?;
-        Ok(Self(Arc::new(Inner { pool, clock, hints: Hints::new(), site, policy })))
+        Ok(Self(Arc::new(Inner {
+            pool,
+            clock,
+            hints: Hints::new(),
+            site,
+            policy,
+        })))
     }
 
     /// Brings the schema up to date. Forward only; several processes may do it at once.
@@ -47,7 +53,9 @@ impl ControlPlane {
         )
         .fetch_all(self.pool())
         .await?;
-        let ours = MIGRATIONS.iter().map(|one| (one.version, one.checksum.to_vec()));
+        let ours = MIGRATIONS
+            .iter()
+            .map(|one| (one.version, one.checksum.to_vec()));
         Ok(applied.into_iter().eq(ours))
     }
 
@@ -79,7 +87,8 @@ impl ControlPlane {
 
 impl std::fmt::Debug for ControlPlane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ControlPlane").field("site", &self.0.site).finish_non_exhaustive()
+        f.debug_struct("ControlPlane")
+            .field("site", &self.0.site)
+            .finish_non_exhaustive()
     }
 }
-

@@ -48,7 +48,9 @@ impl From<sqlx::Error> for Error {
             // Connection lost, resources, operator intervention, and what a retry cures
             // (PostgreSQL's manual, appendix A).
             E::Database(db) => db.code().is_some_and(|code| {
-                ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                ["08", "53", "57"]
+                    .iter()
+                    .any(|class| code.starts_with(class))
                     || matches!(&*code, "40001" | "40P01")
             }),
             _ => false,

@@ -55,7 +55,8 @@ impl ControlPlane {
                     let facts = facts.get(&view.server.id).copied().unwrap_or_default();
                     let newest = view.latest_restore.unwrap_or(view.server.created_at);
                     servers.push(ServerGauge {
-                        recovery_point_age: (view.server.window_end(now) - newest).max(TimeDelta::zero()),
+                        recovery_point_age: (view.server.window_end(now) - newest)
+                            .max(TimeDelta::zero()),
                         server: ServerResourceId {
                             subscription,
                             group: view.server.group,
@@ -83,10 +84,49 @@ impl ControlPlane {
             .into_iter()
             .filter(|node| !node.revoked)
             .map(|node| {
-                let up = node.node.state != NodeState::Silent && node.last_seen.is_some_and(|seen| seen > silent);
+                let up = node.node.state != NodeState::Silent
+                    && node.last_seen.is_some_and(|seen| seen > silent);
                 (node.name, up)
             })
             .collect();
-        Ok(Gauges { servers, operations_in_progress: counts.operations, jobs: counts.jobs, agents })
+        Ok(Gauges {
+            servers,
+            operations_in_progress: counts.operations,
+            jobs: counts.jobs,
+            agents,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PutMode;
+    use crate::story::{World, at, caller, idem, minutes, wish};
+
+    #[tokio::test]
+    async fn a_server_is_measured_from_its_first_minute_on() {
+        let mut world = World::new().await;
+        let it = world.control_plane.clone();
+        it.put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await
+            .expect("accepted");
+        world.clock.advance(minutes(2));
+        let before = it.gauges().await.expect("measured");
+        let server = &before.servers[0];
+        assert_eq!(before.operations_in_progress, 1);
+        assert_eq!((server.last_backup_success, server.latest, server.backup_bytes), (None, None, 0));
+        assert_eq!(server.recovery_point_age, minutes(2));
+
+        world.run_until_idle().await;
+        let after = it.gauges().await.expect("measured");
+        let server = &after.servers[0];
+        assert_eq!((after.servers.len(), after.operations_in_progress), (1, 0));
+        assert!(server.last_backup_success.is_some() && server.latest.is_some());
+        assert!(server.last_backup_failure.is_none());
+        assert!(server.backup_bytes > 0 && server.recovery_point_age < minutes(2));
+        assert!(server.server.ends_with("/flexibleServers/pg1"));
+        assert_eq!(after.jobs, []);
+        assert_eq!(after.agents.len(), 1);
     }
 }

@@ -25,7 +25,12 @@ impl Idempotency {
     fn request_hash(&self, caller: &Caller) -> Vec<u8> {
         let mut context = Context::new(&SHA256);
         let id = self.client_request_id.as_deref().unwrap_or_default();
-        for part in [caller.principal.as_str(), id, self.method, self.path.as_str()] {
+        for part in [
+            caller.principal.as_str(),
+            id,
+            self.method,
+            self.path.as_str(),
+        ] {
             // Lengths keep the parts apart.
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part.as_bytes());
@@ -61,5 +66,8 @@ pub(crate) async fn replay(
     let record = store::operation::get(unit.conn(), subscription, first, Hold::None)
         .await?
         .ok_or_else(|| Error::corrupt("an answered request has no operation"))?;
-    Ok(Some(Accepted { operation: record.operation, replayed: true }))
+    Ok(Some(Accepted {
+        operation: record.operation,
+        replayed: true,
+    }))
 }

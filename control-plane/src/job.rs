@@ -3,7 +3,8 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use holdfast_domain::job::{
-    JobKind, JobResult, JobSpec, JobState, LeaseRef, LeasedJob, Progress, ProgressResponse, WalReport,
+    JobKind, JobResult, JobSpec, JobState, LeaseRef, LeasedJob, Progress, ProgressResponse,
+    WalReport,
 };
 use holdfast_domain::{BootId, NodeId};
 
@@ -40,7 +41,9 @@ impl ControlPlane {
                 operation: job.operation,
                 lease_s: self.lease_s(),
                 attempt: job.attempts,
-                spec: job.spec.ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?,
+                spec: job
+                    .spec
+                    .ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?,
                 traceparent: job.caller.traceparent,
             });
         }
@@ -64,16 +67,23 @@ impl ControlPlane {
         self.speaks(node, lease.boot).await?;
         let mut unit = Unit::begin(self).await?;
         let length = self.policy().lease;
-        let (cancel, subscription, operation) =
-            store::job::renew(unit.conn(), node, lease, length).await?.ok_or(Error::Stale)?;
+        let (cancel, subscription, operation) = store::job::renew(unit.conn(), node, lease, length)
+            .await?
+            .ok_or(Error::Stale)?;
         if let (Some(operation), Some(progress)) = (operation, progress) {
             if !progress.percent.is_finite() || !(0.0..=100.0).contains(&progress.percent) {
-                return Err(Error::Absurd(format!("progress of {} percent", progress.percent)));
+                return Err(Error::Absurd(format!(
+                    "progress of {} percent",
+                    progress.percent
+                )));
             }
             store::operation::set_progress(unit.conn(), subscription, operation, progress).await?;
         }
         unit.commit().await?;
-        Ok(ProgressResponse { cancel, lease_s: self.lease_s() })
+        Ok(ProgressResponse {
+            cancel,
+            lease_s: self.lease_s(),
+        })
     }
 
     /// The job ended. The same report twice is one report.
@@ -84,9 +94,13 @@ impl ControlPlane {
         self.speaks(node, lease.boot).await?;
         let hash = fingerprint(result)?;
         let mut unit = Unit::begin(self).await?;
-        let job = store::job::get(unit.conn(), lease.job, Hold::None).await?.ok_or(Error::Stale)?;
+        let job = store::job::get(unit.conn(), lease.job, Hold::None)
+            .await?
+            .ok_or(Error::Stale)?;
         store::server::by_id(unit.conn(), job.subscription, job.server, Hold::Update).await?;
-        let job = store::job::get(unit.conn(), lease.job, Hold::Update).await?.ok_or(Error::Stale)?;
+        let job = store::job::get(unit.conn(), lease.job, Hold::Update)
+            .await?
+            .ok_or(Error::Stale)?;
         let ours = job.node == node && job.epoch == lease.epoch && job.boot == Some(lease.boot);
         if !ours {
             return Err(Error::Stale);
@@ -128,12 +142,26 @@ impl ControlPlane {
         self.speaks(node, lease.boot).await?;
         let mut unit = Unit::begin(self).await?;
         let length = self.policy().lease;
-        store::job::renew(unit.conn(), node, lease, length).await?.ok_or(Error::Stale)?;
-        let job = store::job::get(unit.conn(), lease.job, Hold::None).await?.ok_or(Error::Stale)?;
+        store::job::renew(unit.conn(), node, lease, length)
+            .await?
+            .ok_or(Error::Stale)?;
+        let job = store::job::get(unit.conn(), lease.job, Hold::None)
+            .await?
+            .ok_or(Error::Stale)?;
         let (JobKind::Prune, Some(JobSpec::Prune(spec))) = (job.kind, &job.spec) else {
-            return Err(Error::Absurd(format!("a {:?} job deletes nothing", job.kind)));
+            return Err(Error::Absurd(format!(
+                "a {:?} job deletes nothing",
+                job.kind
+            )));
         };
-        let may = prune::deletable(&mut unit, job.subscription, job.server, spec.incarnation, keys).await?;
+        let may = prune::deletable(
+            &mut unit,
+            job.subscription,
+            job.server,
+            spec.incarnation,
+            keys,
+        )
+        .await?;
         unit.commit().await?;
         Ok(keys
             .iter()
@@ -142,7 +170,8 @@ impl ControlPlane {
             .collect())
     }
 
-    /// The streams' news. Any number of times.
+    /// The streams' news. Any number of times; each report stands for itself, so that one that cannot
+    /// be taken in does not keep the others from being known.
     ///
     /// # Errors
     /// [`Error::UnknownNode`]; [`Error::Stale`] for an incarnation that is not on this node;
@@ -154,16 +183,28 @@ impl ControlPlane {
         reports: &[WalReport],
     ) -> Result<()> {
         self.speaks(node, boot).await?;
+        let mut first_error = None;
+        for report in reports {
+            match self.take_in(node, report).await {
+                Ok(()) => {}
+                Err(error @ Error::Unavailable(_)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(incarnation.id = %report.incarnation, %error, "WAL report not taken in");
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    async fn take_in(&self, node: NodeId, report: &WalReport) -> Result<()> {
         let grace = self.policy().prune_grace;
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
-        for report in reports {
-            let subscription =
-                store::incarnation::on_node(unit.conn(), report.incarnation, node)
-                    .await?
-                    .ok_or(Error::Stale)?;
-            store::wal::take_in(unit.conn(), subscription, report, now, grace).await?;
-        }
+        let subscription = store::incarnation::on_node(unit.conn(), report.incarnation, node)
+            .await?
+            .ok_or(Error::Stale)?;
+        store::wal::take_in(unit.conn(), subscription, report, now, grace).await?;
         unit.commit().await
     }
 
@@ -182,10 +223,9 @@ pub(crate) async fn follow(control_plane: &ControlPlane, unit: &mut Unit, job: &
     let Some(operation) = job.operation else {
         return Ok(());
     };
-    let record =
-        store::operation::get(unit.conn(), job.subscription, operation, Hold::Update)
-            .await?
-            .ok_or_else(|| Error::corrupt(format!("operation {operation} is missing")))?;
+    let record = store::operation::get(unit.conn(), job.subscription, operation, Hold::Update)
+        .await?
+        .ok_or_else(|| Error::corrupt(format!("operation {operation} is missing")))?;
     advance::step(control_plane, unit, &record).await?;
     Ok(())
 }
@@ -194,4 +234,268 @@ fn fingerprint(result: &JobResult) -> Result<Vec<u8>> {
     let text = serde_json::to_vec(result)
         .map_err(|error| Error::Absurd(format!("result cannot be written: {error}")))?;
     Ok(digest(&SHA256, &text).as_ref().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_domain::operation::OperationState;
+    use holdfast_domain::{EventId, JobId};
+
+    use super::*;
+    use crate::story::{World, at, caller, idem, minutes, wish};
+    use crate::{PutMode, store};
+
+    #[tokio::test]
+    async fn claiming_neither_scans_nor_sorts() {
+        // RELIABILITY §3.4
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        sqlx::raw_sql(
+            "insert into job (subscription_id, id, server_id, incarnation_id, node_id, kind, state, priority, run_at,
+                              spec, max_attempts, deadline, caller, created_at, ended_at, error)
+             select subscription_id, gen_random_uuid(), server_id, incarnation_id, node_id, 'power',
+                    case when n % 20 = 0 then 'queued'::job_state else 'done' end, n % 3,
+                    run_at + n * interval '1 second', case when n % 20 = 0 then '{}'::jsonb end, 3, deadline, caller,
+                    created_at, case when n % 20 = 0 then null else created_at end, null
+               from (select * from job limit 1) one, generate_series(1, 20000) n;
+             analyze job;",
+        )
+        .execute(world.pool())
+        .await
+        .expect("many jobs");
+        let plan: Vec<(String,)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "explain {}j.id",
+            store::job::CLAIM
+                .replace("$1", &format!("'{}'", world.node))
+                .replace("$2", &format!("'{}'", world.boot))
+                .replace("$3", "interval '60 s'")
+        )))
+        .fetch_all(world.pool())
+        .await
+        .expect("explains");
+        let plan = plan
+            .into_iter()
+            .map(|(line,)| line)
+            .collect::<Vec<_>>()
+            .join("\n");
+        // The clock of tests is a table of one row; a wall clock is a function.
+        let jobs: Vec<&str> = plan
+            .lines()
+            .filter(|line| !line.contains("test_clock"))
+            .collect();
+        assert!(plan.contains("Index Scan using job_ready"), "{plan}");
+        assert!(
+            !jobs
+                .iter()
+                .any(|line| line.contains("Seq Scan") || line.contains("Sort")),
+            "{plan}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_report_of_an_older_epoch_changes_nothing() {
+        // DESIGN §3.8
+        let mut world = World::new().await;
+        let asked = world
+            .control_plane
+            .put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await
+            .expect("accepted");
+        let first = world.lease_one().await.expect("provision");
+        let outcome = world.outcome(&first).await;
+        world.pass(minutes(2)).await;
+        assert_eq!(
+            world.control_plane.rescue_leases().await.expect("rescued"),
+            1
+        );
+        world.pass(minutes(1)).await;
+        let second = world.lease_one().await.expect("again");
+        assert_eq!(
+            (second.job, second.epoch, second.attempt),
+            (first.job, first.epoch + 1, 2)
+        );
+        let late = world
+            .report(&first, &JobResult::Done(outcome.clone()))
+            .await;
+        assert!(matches!(late, Err(Error::Stale)), "{late:?}");
+        let renewed = world
+            .control_plane
+            .progress(world.node, world.lease_ref(&first), None)
+            .await;
+        assert!(matches!(renewed, Err(Error::Stale)), "{renewed:?}");
+        // Another process of the node is no better than another epoch.
+        let stranger = LeaseRef {
+            boot: BootId::new(),
+            ..world.lease_ref(&second)
+        };
+        let foreign = world
+            .control_plane
+            .report(world.node, stranger, &JobResult::Canceled)
+            .await;
+        assert!(matches!(foreign, Err(Error::Stale)), "{foreign:?}");
+        world
+            .report(&second, &JobResult::Done(outcome.clone()))
+            .await
+            .expect("the newest may");
+        // The same report twice is one report; another one is not.
+        world
+            .report(&second, &JobResult::Done(outcome))
+            .await
+            .expect("the same again");
+        assert!(matches!(
+            world.report(&second, &JobResult::Canceled).await,
+            Err(Error::Stale)
+        ));
+        let operation = world
+            .control_plane
+            .get_operation(
+                asked.operation.subscription,
+                "northcentralus",
+                asked.operation.id,
+            )
+            .await
+            .expect("readable");
+        assert_eq!(operation.state, OperationState::Succeeded);
+    }
+
+    #[tokio::test]
+    async fn a_password_is_forgotten_when_its_job_ends() {
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        let left = world
+            .count("select count(*) from (select spec::text t from job union all select input::text from operation) x where t like '%correct horse%'")
+            .await;
+        assert_eq!(left, 0);
+        let specs = world
+            .count("select count(*) from job where ended_at is not null and spec is not null")
+            .await;
+        assert_eq!(specs, 0);
+    }
+
+    #[tokio::test]
+    async fn the_trace_of_a_request_reaches_its_job() {
+        let world = World::new().await;
+        let who = caller();
+        let asked = world
+            .control_plane
+            .put_server(&who, at("pg1"), &wish(), PutMode::Create, &idem())
+            .await;
+        asked.expect("accepted");
+        let job = world.lease_one().await.expect("provision");
+        assert_eq!(job.traceparent, who.traceparent);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_revoked_is_not_heard() {
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        assert!(
+            world
+                .control_plane
+                .revoke_node(world.node)
+                .await
+                .expect("known")
+        );
+        let answer = world.control_plane.lease(world.node, world.boot, 1).await;
+        assert!(matches!(answer, Err(Error::UnknownNode(_))), "{answer:?}");
+        let unknown = LeaseRef {
+            job: JobId::new(),
+            epoch: 1,
+            boot: world.boot,
+        };
+        let answer = world
+            .control_plane
+            .report(world.node, unknown, &JobResult::Canceled)
+            .await;
+        assert!(matches!(answer, Err(Error::UnknownNode(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn backups_of_one_life_are_written_one_at_a_time() {
+        // DESIGN §3.9
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        for name in ["b1", "b2"] {
+            world
+                .control_plane
+                .request_backup(&caller(), at("pg1"), name, &idem())
+                .await
+                .expect("ok");
+        }
+        let first = world.lease_one().await.expect("one");
+        world.duties().await;
+        assert!(world.lease_one().await.is_none(), "the second waits");
+        let outcome = world.outcome(&first).await;
+        world
+            .report(&first, &JobResult::Done(outcome))
+            .await
+            .expect("done");
+        world.run_until_idle().await;
+        assert_eq!(world.backups("pg1").await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_report_about_a_foreign_life_is_refused() {
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        let mut report = WalReport {
+            incarnation: holdfast_domain::IncarnationId::new(),
+            timeline: holdfast_domain::Timeline(1),
+            durable: holdfast_domain::Lsn(1),
+            objects: Vec::new(),
+            superseded: Vec::new(),
+            timelines: Vec::new(),
+            caught_up_at: None,
+            last_counting: None,
+            held_bytes: 0,
+            gap: None,
+        };
+        let answer = world
+            .control_plane
+            .wal_report(world.node, world.boot, &[report.clone()])
+            .await;
+        assert!(matches!(answer, Err(Error::Stale)), "{answer:?}");
+        report.incarnation = world.life_of("pg1").await;
+        report.durable = holdfast_domain::Lsn(u64::MAX);
+        let answer = world
+            .control_plane
+            .wal_report(world.node, world.boot, &[report])
+            .await;
+        assert!(matches!(answer, Err(Error::Absurd(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn progress_never_goes_back() {
+        let world = World::new().await;
+        let asked = world
+            .control_plane
+            .put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await
+            .expect("accepted");
+        let job = world.lease_one().await.expect("provision");
+        for percent in [40.0, 10.0] {
+            let progress = Progress {
+                phase: EventId::new().to_string(),
+                percent,
+                ..Progress::default()
+            };
+            let lease = world.lease_ref(&job);
+            world
+                .control_plane
+                .progress(world.node, lease, Some(&progress))
+                .await
+                .expect("renewed");
+        }
+        let operation = world
+            .control_plane
+            .get_operation(
+                asked.operation.subscription,
+                "North Central US",
+                asked.operation.id,
+            )
+            .await
+            .expect("readable");
+        assert_eq!(operation.state, OperationState::Running);
+        assert!((operation.progress.expect("told").percent - 40.0).abs() < 1e-9);
+    }
 }

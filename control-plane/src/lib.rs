@@ -39,6 +39,8 @@ pub mod server;
 mod settle;
 mod snapshot;
 mod store;
+#[cfg(test)]
+mod story;
 mod subscription;
 mod transaction;
 

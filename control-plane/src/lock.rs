@@ -75,9 +75,8 @@ impl ControlPlane {
     ) -> Result<Vec<Lock>> {
         let mut conn = self.pool().acquire().await?;
         let mut locks = store::lock::all(&mut conn, subscription).await?;
-        locks.retain(|lock| {
-            covers(&lock.scope, scope) || (!at_scope && covers(scope, &lock.scope))
-        });
+        locks
+            .retain(|lock| covers(&lock.scope, scope) || (!at_scope && covers(scope, &lock.scope)));
         Ok(locks)
     }
 }

@@ -5,7 +5,9 @@ use aws_lc_rs::rand;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
-use holdfast_domain::job::{Assignment, HelloRequest, HelloResponse, JoinRequest, NodeInventory, Power};
+use holdfast_domain::job::{
+    Assignment, HelloRequest, HelloResponse, JoinRequest, NodeInventory, Power,
+};
 use holdfast_domain::node::Node;
 use holdfast_domain::redundancy::Vault;
 use holdfast_domain::region::canonical;
@@ -63,7 +65,11 @@ impl ControlPlane {
             None => region.zones.is_empty(),
         };
         if !fits {
-            let message = format!("Region {} has the zones [{}].", region.name, region.zones.join(", "));
+            let message = format!(
+                "Region {} has the zones [{}].",
+                region.name,
+                region.zones.join(", ")
+            );
             return Err(Refusal::invalid("zone", message).into());
         }
         let mut secret = [0_u8; 32];
@@ -71,7 +77,8 @@ impl ControlPlane {
         let token = URL_SAFE_NO_PAD.encode(secret);
         let expires = self.clock().now() + ttl;
         let mut conn = self.pool().acquire().await?;
-        store::node::insert_token(&mut conn, &hash(&token), name, &region.name, zone, expires).await?;
+        store::node::insert_token(&mut conn, &hash(&token), name, &region.name, zone, expires)
+            .await?;
         Ok(token)
     }
 
@@ -83,8 +90,10 @@ impl ControlPlane {
         plausible(&request.inventory)?;
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
-        let inventory =
-            NodeInventory { region: canonical(&request.inventory.region), ..request.inventory.clone() };
+        let inventory = NodeInventory {
+            region: canonical(&request.inventory.region),
+            ..request.inventory.clone()
+        };
         if !store::node::use_token(unit.conn(), &hash(&request.token), &inventory, now).await? {
             return Err(Error::JoinRefused);
         }
@@ -102,24 +111,33 @@ impl ControlPlane {
         plausible(&request.inventory)?;
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
-        let before =
-            store::node::heard(unit.conn(), node, request.boot, &request.inventory, now)
-                .await?
-                .ok_or(Error::UnknownNode(node))?;
+        let before = store::node::heard(unit.conn(), node, request.boot, &request.inventory, now)
+            .await?
+            .ok_or(Error::UnknownNode(node))?;
         let mut servers = Vec::new();
         let vaults = store::node::vaults(unit.conn()).await?;
         for server in store::server::of_node(unit.conn(), node).await? {
             let power = match server.state {
-                ServerState::Ready | ServerState::Updating | ServerState::Starting => Power::Running,
-                ServerState::Stopping | ServerState::Stopped | ServerState::Dropping => Power::Stopped,
+                ServerState::Ready | ServerState::Updating | ServerState::Starting => {
+                    Power::Running
+                }
+                ServerState::Stopping | ServerState::Stopped | ServerState::Dropping => {
+                    Power::Stopped
+                }
                 ServerState::Provisioning | ServerState::Dropped | ServerState::Failed => continue,
             };
-            let Some(incarnation) = server.incarnation else { continue };
+            let Some(incarnation) = server.incarnation else {
+                continue;
+            };
             let incarnation =
                 store::incarnation::get(unit.conn(), server.subscription, incarnation).await?;
             if let Some(wrapped_key) = incarnation.wrapped_key.clone() {
                 let placement = placement(&server, &incarnation, &vaults)?;
-                servers.push(Assignment { placement, wrapped_key, power });
+                servers.push(Assignment {
+                    placement,
+                    wrapped_key,
+                    power,
+                });
             }
         }
         for observed in &request.servers {
@@ -174,11 +192,16 @@ fn plausible(inventory: &NodeInventory) -> Result<()> {
     }
     let short = |text: &str| !text.is_empty() && text.len() <= 255;
     if !short(&inventory.name) || !short(&inventory.host) {
-        return Err(Error::Absurd("node without a name or host of reasonable length".to_owned()));
+        return Err(Error::Absurd(
+            "node without a name or host of reasonable length".to_owned(),
+        ));
     }
-    let path = |text: &String| text.starts_with('/') && short(text) && !text.chars().any(char::is_control);
+    let path =
+        |text: &String| text.starts_with('/') && short(text) && !text.chars().any(char::is_control);
     if !inventory.socket_root.as_ref().is_none_or(path) {
-        return Err(Error::Absurd("socket root that is not an absolute path".to_owned()));
+        return Err(Error::Absurd(
+            "socket root that is not an absolute path".to_owned(),
+        ));
     }
     Ok(())
 }

@@ -9,7 +9,10 @@ pub struct PageRequest {
 
 impl Default for PageRequest {
     fn default() -> Self {
-        Self { after: None, limit: 200 }
+        Self {
+            after: None,
+            limit: 200,
+        }
     }
 }
 

@@ -56,7 +56,11 @@ pub(crate) async fn find(
     let node = zone
         .or(preferred_zone)
         .and_then(|zone| place(nodes, region, Some(zone), major))
-        .or_else(|| zone.is_none().then(|| place(nodes, region, None, major)).flatten())
+        .or_else(|| {
+            zone.is_none()
+                .then(|| place(nodes, region, None, major))
+                .flatten()
+        })
         .ok_or_else(no_capacity)?;
     let all = store::node::vaults(unit.conn()).await?;
     let vaults: Vec<VaultId> = demanded_vaults(redundancy, region, node.zone.as_deref(), &all)
@@ -70,7 +74,12 @@ pub(crate) async fn find(
     let port = store::server::free_port(unit.conn(), node.id, node.port_range)
         .await?
         .ok_or_else(no_capacity)?;
-    Ok(Place { node: node.id, zone: node.zone.clone(), port, vaults })
+    Ok(Place {
+        node: node.id,
+        zone: node.zone.clone(),
+        port,
+        vaults,
+    })
 }
 
 /// The facts that every job of one incarnation carries.
@@ -98,7 +107,10 @@ pub(crate) fn vault_refs(incarnation: &Incarnation, vaults: &[Vault]) -> Result<
             vaults
                 .iter()
                 .find(|vault| vault.id == *id)
-                .map(|vault| VaultRef { id: *id, url: vault.url.clone() })
+                .map(|vault| VaultRef {
+                    id: *id,
+                    url: vault.url.clone(),
+                })
                 .ok_or_else(|| Error::corrupt(format!("vault {id} is not registered any more")))
         })
         .collect()

@@ -36,7 +36,10 @@ pub(crate) async fn queue(
     let backups = store::backup::to_prune(unit.conn(), subscription, incarnation, now).await?;
     let mut keys = manifests(&backups);
     keys.extend(exclusive(unit, subscription, incarnation, &backups).await?);
-    if store::pin::on(unit.conn(), subscription, incarnation).await?.is_empty() {
+    if store::pin::on(unit.conn(), subscription, incarnation)
+        .await?
+        .is_empty()
+    {
         // A restore reads tails that were superseded after it was planned: while one runs, WAL stays.
         let wal =
             store::wal::to_prune(unit.conn(), subscription, incarnation, now, WAL_AT_ONCE).await?;
@@ -58,7 +61,11 @@ pub(crate) async fn queue(
         .into_iter()
         .next()
         .ok_or_else(|| Error::corrupt(format!("incarnation {incarnation} has no vault")))?;
-    let spec = JobSpec::Prune(PruneSpec { incarnation, vault, keys });
+    let spec = JobSpec::Prune(PruneSpec {
+        incarnation,
+        vault,
+        keys,
+    });
     let caller = Caller::service(EventId::new().to_string());
     let job = NewJob {
         subscription,
@@ -142,7 +149,10 @@ pub(crate) async fn deletable(
     let backups = store::backup::to_prune(unit.conn(), subscription, incarnation, now).await?;
     let mut may: BTreeSet<String> = manifests(&backups).into_iter().collect();
     may.extend(exclusive(unit, subscription, incarnation, &backups).await?);
-    if store::pin::on(unit.conn(), subscription, incarnation).await?.is_empty() {
+    if store::pin::on(unit.conn(), subscription, incarnation)
+        .await?
+        .is_empty()
+    {
         may.extend(store::wal::unlinked(unit.conn(), subscription, incarnation, keys, now).await?);
         let server = store::server::by_id(unit.conn(), subscription, server, Hold::None).await?;
         let over = server.is_some_and(|server| {
@@ -166,7 +176,8 @@ pub(crate) async fn settle(
 ) -> Result<usize> {
     let (subscription, now) = (job.subscription, unit.now());
     let gone =
-        store::backup::with_manifest_in(unit.conn(), subscription, spec.incarnation, deleted).await?;
+        store::backup::with_manifest_in(unit.conn(), subscription, spec.incarnation, deleted)
+            .await?;
     store::backup::gone(unit.conn(), subscription, &gone, now).await?;
     store::wal::forget(unit.conn(), subscription, spec.incarnation, deleted).await?;
     let life = store::incarnation::get(unit.conn(), subscription, spec.incarnation).await?;

@@ -29,7 +29,9 @@ impl ControlPlane {
                     continue;
                 };
                 // It may have been renewed, or ended, since the list was made.
-                if job.state != JobState::Leased || !store::job::is_expired(unit.conn(), &job).await? {
+                if job.state != JobState::Leased
+                    || !store::job::is_expired(unit.conn(), &job).await?
+                {
                     continue;
                 }
                 give_back(self, &mut unit, &job).await?;
@@ -90,8 +92,9 @@ async fn give_back(control_plane: &ControlPlane, unit: &mut Unit, job: &Job) -> 
     } else {
         let error = JobError {
             code: "NodeLost".to_owned(),
-            message: "The node that worked on this stopped answering. Look at its agent and try again."
-                .to_owned(),
+            message:
+                "The node that worked on this stopped answering. Look at its agent and try again."
+                    .to_owned(),
             retryable: true,
         };
         failed(control_plane, unit, job, &error, None).await?;
@@ -119,8 +122,19 @@ pub(crate) async fn failed(
         return canceled(control_plane, unit, job, result_hash).await;
     }
     let now = unit.now();
-    store::job::end(unit.conn(), job, JobState::Failed, Some(error), result_hash, now).await?;
-    let failure = Failure { code: error.code.clone(), message: error.message.clone() };
+    store::job::end(
+        unit.conn(),
+        job,
+        JobState::Failed,
+        Some(error),
+        result_hash,
+        now,
+    )
+    .await?;
+    let failure = Failure {
+        code: error.code.clone(),
+        message: error.message.clone(),
+    };
     give_up_backup(unit, job, &failure).await
 }
 
@@ -160,7 +174,10 @@ async fn give_up_backup(unit: &mut Unit, job: &Job, failure: &Failure) -> Result
         .await?
         .ok_or_else(|| Error::corrupt(format!("server {} is missing", job.server)))?;
     let event = of_service(&server, job, "backups/write", ActivityStatus::Failed, now);
-    unit.record(ActivityEvent { properties: said(failure), ..event });
+    unit.record(ActivityEvent {
+        properties: said(failure),
+        ..event
+    });
     Ok(())
 }
 
@@ -169,6 +186,109 @@ async fn give_up_backup(unit: &mut Unit, job: &Job, failure: &Failure) -> Result
 pub(crate) fn patience(job: &Job) -> TimeDelta {
     let doubled = 5_000_i64 << job.attempts.saturating_sub(1).min(7);
     let capped = doubled.min(600_000);
-    let spread = i64::try_from((job.id.0.as_u128() ^ u128::from(job.attempts)) % 1001).unwrap_or(500);
+    let spread =
+        i64::try_from((job.id.0.as_u128() ^ u128::from(job.attempts)) % 1001).unwrap_or(500);
     TimeDelta::milliseconds((capped * (500 + spread) / 1000).min(600_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_domain::job::JobResult;
+
+    use super::*;
+    use crate::PutMode;
+    use crate::story::{World, at, caller, idem, minutes, wish};
+
+    fn retryable() -> JobResult {
+        JobResult::Failed(JobError {
+            code: "ObjectStoreUnavailable".to_owned(),
+            message: "The store does not answer.".to_owned(),
+            retryable: true,
+        })
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_tried_again_with_growing_patience_and_then_given_up() {
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        let it = world.control_plane.clone();
+        it.request_backup(&caller(), at("pg1"), "b1", &idem())
+            .await
+            .expect("accepted");
+        let mut waits = Vec::new();
+        for attempt in 1..=10 {
+            let job = world.lease_one().await.expect("queued");
+            assert_eq!(job.attempt, attempt);
+            world.report(&job, &retryable()).await.expect("taken");
+            world
+                .report(&job, &retryable())
+                .await
+                .expect("the same again");
+            assert!(world.lease_one().await.is_none(), "not at once");
+            let mut waited = 0;
+            while attempt < 10 && waited < 700 {
+                world.pass(TimeDelta::seconds(1)).await;
+                waited += 1;
+                let (due,): (bool,) = sqlx::query_as(
+                    "select exists (select from job where state = 'queued' and run_at <= lease_now())",
+                )
+                .fetch_one(world.pool())
+                .await
+                .expect("answers");
+                if due {
+                    break;
+                }
+            }
+            waits.push(waited);
+        }
+        for (n, waited) in waits[..9].iter().enumerate() {
+            let nominal = (5 << n).min(600);
+            assert!(
+                (nominal / 2..=nominal * 3 / 2 + 1).contains(waited),
+                "{waits:?}"
+            );
+        }
+        assert_eq!(
+            world
+                .count("select count(*) from backup where state = 'failed'")
+                .await,
+            1
+        );
+        assert_eq!(
+            world
+                .count("select count(*) from operation where state = 'failed'")
+                .await,
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn a_restarted_agent_gets_its_work_back_at_once() {
+        let mut world = World::new().await;
+        let it = world.control_plane.clone();
+        it.put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await
+            .expect("ok");
+        let first = world.lease_one().await.expect("provision");
+        let old = world.lease_ref(&first);
+        world.boot = BootId::new();
+        world.hello().await;
+        let again = world.lease_one().await.expect("at once");
+        assert_eq!((again.job, again.attempt), (first.job, 2));
+        let answer = it.progress(world.node, old, None).await;
+        assert!(matches!(answer, Err(Error::Stale)), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn two_schedulers_rescue_a_lease_once() {
+        let world = World::new().await;
+        let it = world.control_plane.clone();
+        it.put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await
+            .expect("ok");
+        world.lease_one().await.expect("provision");
+        world.pass(minutes(2)).await;
+        let (one, other) = tokio::join!(it.rescue_leases(), it.rescue_leases());
+        assert_eq!(one.expect("one") + other.expect("other"), 1);
+    }
 }

@@ -37,7 +37,13 @@ impl ControlPlane {
         if !store::resource_group::subscription_exists(unit.conn(), subscription).await? {
             return Err(Refusal::SubscriptionNotFound(subscription.to_string()).into());
         }
-        lock::allow(&mut unit, subscription, &group_scope(subscription, name), Verb::Write).await?;
+        lock::allow(
+            &mut unit,
+            subscription,
+            &group_scope(subscription, name),
+            Verb::Write,
+        )
+        .await?;
         let existing = store::resource_group::get(unit.conn(), subscription, name).await?;
         let (group, is_new) = match existing {
             Some(mut group) => {
@@ -73,10 +79,18 @@ impl ControlPlane {
 
     /// The region that a caller names, by canonical or display name.
     pub(crate) fn region(&self, location: &str) -> Result<&Region> {
-        Ok(self.site().region(location).ok_or_else(|| Refusal::LocationNotAvailable {
-            location: location.to_owned(),
-            available: self.site().regions.iter().map(|region| region.name.clone()).collect(),
-        })?)
+        Ok(self
+            .site()
+            .region(location)
+            .ok_or_else(|| Refusal::LocationNotAvailable {
+                location: location.to_owned(),
+                available: self
+                    .site()
+                    .regions
+                    .iter()
+                    .map(|region| region.name.clone())
+                    .collect(),
+            })?)
     }
 
     fn new_group(
@@ -117,6 +131,8 @@ impl ControlPlane {
         name: &str,
     ) -> Result<bool> {
         let mut conn = self.pool().acquire().await?;
-        Ok(store::resource_group::get(&mut conn, subscription, name).await?.is_some())
+        Ok(store::resource_group::get(&mut conn, subscription, name)
+            .await?
+            .is_some())
     }
 }

@@ -77,13 +77,22 @@ impl ControlPlane {
             return Ok(first);
         }
         group_of(&mut unit, target).await?;
-        if store::server::find(unit.conn(), target, Hold::None).await?.is_some() {
-            return Err(Refusal::ServerNameAlreadyExists { name: target.name.to_owned() }.into());
+        if store::server::find(unit.conn(), target, Hold::None)
+            .await?
+            .is_some()
+        {
+            return Err(Refusal::ServerNameAlreadyExists {
+                name: target.name.to_owned(),
+            }
+            .into());
         }
         name::new_server(target.name)?;
         lock::allow(&mut unit, target.subscription, &target.id(), Verb::Write).await?;
-        let source_at =
-            ServerRef { subscription: source.subscription, group: &source.group, name: &source.name };
+        let source_at = ServerRef {
+            subscription: source.subscription,
+            group: &source.group,
+            name: &source.name,
+        };
         // Holding the source keeps a sweep from unlinking what is being chosen and pinned.
         let answer = answer(&mut unit, source_at, at, Hold::Share).await?;
         let from = &answer.server;
@@ -135,8 +144,13 @@ impl ControlPlane {
     ) -> Result<RestorePreview> {
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
-        let Answer { server, catalogue, bounds, chosen, .. } =
-            answer(&mut unit, source, at, Hold::None).await?;
+        let Answer {
+            server,
+            catalogue,
+            bounds,
+            chosen,
+            ..
+        } = answer(&mut unit, source, at, Hold::None).await?;
         let backup = store::backup::by_id(unit.conn(), server.subscription, chosen.backup.id)
             .await?
             .ok_or_else(|| Error::corrupt(format!("backup {} vanished", chosen.backup.id)))?;
@@ -168,17 +182,29 @@ async fn answer(
 ) -> Result<Answer> {
     let now = unit.now();
     let server = living(unit, source, hold).await?;
-    let no_backup = || Refusal::NoBackupYet { server: server.name.clone() };
+    let no_backup = || Refusal::NoBackupYet {
+        server: server.name.clone(),
+    };
     let incarnation = server.incarnation.ok_or_else(no_backup)?;
     let catalogue =
         store::catalogue::load(unit.conn(), server.subscription, incarnation, Depth::Whole)
             .await?
             .ok_or_else(no_backup)?;
-    let bounds = bounds(&catalogue, server.settings.retention, server.window_end(now));
+    let bounds = bounds(
+        &catalogue,
+        server.settings.retention,
+        server.window_end(now),
+    );
     let target = interpret(at, now, bounds, &catalogue)?;
     let chosen = choose(&catalogue, target)?;
     let bounds = bounds.ok_or_else(no_backup)?;
-    Ok(Answer { server, catalogue, bounds, target, chosen })
+    Ok(Answer {
+        server,
+        catalogue,
+        bounds,
+        target,
+        chosen,
+    })
 }
 
 #[cfg(test)]
@@ -192,7 +218,11 @@ mod tests {
     use crate::story::{SUBSCRIPTION, World, at, caller, idem, minutes, refused};
 
     fn source() -> ServerResourceId {
-        ServerResourceId { subscription: SUBSCRIPTION, group: "rg1".to_owned(), name: "pg1".to_owned() }
+        ServerResourceId {
+            subscription: SUBSCRIPTION,
+            group: "rg1".to_owned(),
+            name: "pg1".to_owned(),
+        }
     }
 
     async fn world() -> World {
@@ -211,32 +241,52 @@ mod tests {
         let mut world = world().await;
         let it = world.control_plane.clone();
         let target = world.now() - minutes(90);
-        let preview = it.preview_restore(at("pg1"), Some(target)).await.expect("in the window");
+        let preview = it
+            .preview_restore(at("pg1"), Some(target))
+            .await
+            .expect("in the window");
         assert_eq!(preview.target, RestoreTarget::At(target));
         let asked = it
-            .restore_server(&caller(), at("copy"), &source(), Some(target), &ServerWish::default(), &idem())
+            .restore_server(
+                &caller(),
+                at("copy"),
+                &source(),
+                Some(target),
+                &ServerWish::default(),
+                &idem(),
+            )
             .await
             .expect("accepted");
         assert_eq!(world.count("select count(*) from pin").await, 1);
         let shown = it.get_server(at("copy")).await.expect("shown").server;
         assert_eq!(shown.state, ServerState::Provisioning);
         let job = world.lease_one().await.expect("restore");
-        let JobSpec::Restore(spec) = &job.spec else { panic!("not a restore") };
+        let JobSpec::Restore(spec) = &job.spec else {
+            panic!("not a restore")
+        };
         assert_eq!(spec.target, RestoreTarget::At(target));
         assert_eq!(spec.source.manifest.backup, preview.backup);
         assert!(!spec.source.wal.is_empty());
         let outcome = world.outcome(&job).await;
         let done = holdfast_domain::job::JobResult::Done(outcome);
         world.report(&job, &done).await.expect("taken");
-        let operation =
-            it.get_operation(SUBSCRIPTION, "northcentralus", asked.operation.id).await.expect("there");
+        let operation = it
+            .get_operation(SUBSCRIPTION, "northcentralus", asked.operation.id)
+            .await
+            .expect("there");
         assert_eq!(operation.state, OperationState::Succeeded);
         assert!(operation.result.expect("told")["restoredTo"].is_string());
         assert_eq!(world.count("select count(*) from pin").await, 0);
         let copy = world.server("copy").await.server;
         let source = world.server("pg1").await.server;
-        assert_eq!((copy.state, &copy.settings), (ServerState::Ready, &source.settings));
-        assert_ne!((copy.id, copy.incarnation, copy.port), (source.id, source.incarnation, source.port));
+        assert_eq!(
+            (copy.state, &copy.settings),
+            (ServerState::Ready, &source.settings)
+        );
+        assert_ne!(
+            (copy.id, copy.incarnation, copy.port),
+            (source.id, source.incarnation, source.port)
+        );
         world.run_until_idle().await;
         assert_eq!(world.backups("copy").await, 1, "a first backup of its own");
     }
@@ -249,24 +299,45 @@ mod tests {
         let restore = |name: &'static str| {
             let it = it.clone();
             async move {
-                it.restore_server(&caller(), at(name), &source(), None, &ServerWish::default(), &idem()).await
+                it.restore_server(
+                    &caller(),
+                    at(name),
+                    &source(),
+                    None,
+                    &ServerWish::default(),
+                    &idem(),
+                )
+                .await
             }
         };
         restore("copy1").await.expect("accepted");
         let job = world.lease_one().await.expect("flush");
-        let JobSpec::ArchiveWal(spec) = &job.spec else { panic!("no flush: {:?}", job.spec.kind()) };
+        let JobSpec::ArchiveWal(spec) = &job.spec else {
+            panic!("no flush: {:?}", job.spec.kind())
+        };
         assert_eq!(spec.mode, ArchiveWalMode::Flush);
         let outcome = world.outcome(&job).await;
         // What the flush made durable is part of what is restored.
         world.write("pg1").await;
-        world.report(&job, &holdfast_domain::job::JobResult::Done(outcome)).await.expect("taken");
+        world
+            .report(&job, &holdfast_domain::job::JobResult::Done(outcome))
+            .await
+            .expect("taken");
         let job = world.lease_one().await.expect("restore");
-        let JobSpec::Restore(spec) = &job.spec else { panic!("not a restore") };
+        let JobSpec::Restore(spec) = &job.spec else {
+            panic!("not a restore")
+        };
         let life = world.life_of("pg1").await;
         let durable = world.lives[&life].durable;
-        assert_eq!(spec.source.wal.last().map(|object| object.end), Some(durable));
+        assert_eq!(
+            spec.source.wal.last().map(|object| object.end),
+            Some(durable)
+        );
         let outcome = world.outcome(&job).await;
-        world.report(&job, &holdfast_domain::job::JobResult::Done(outcome)).await.expect("taken");
+        world
+            .report(&job, &holdfast_domain::job::JobResult::Done(outcome))
+            .await
+            .expect("taken");
         world.run_until_idle().await;
         // The node that has a silent source cannot be asked; the one that restores looks in the store.
         sqlx::raw_sql(
@@ -280,10 +351,18 @@ mod tests {
         .expect("moved");
         restore("copy3").await.expect("accepted");
         let job = world.lease_one().await.expect("survey");
-        let JobSpec::ArchiveWal(spec) = &job.spec else { panic!("no survey: {:?}", job.spec.kind()) };
-        assert_eq!((spec.mode, spec.placement.incarnation), (ArchiveWalMode::Survey, life));
+        let JobSpec::ArchiveWal(spec) = &job.spec else {
+            panic!("no survey: {:?}", job.spec.kind())
+        };
+        assert_eq!(
+            (spec.mode, spec.placement.incarnation),
+            (ArchiveWalMode::Survey, life)
+        );
         let outcome = world.outcome(&job).await;
-        world.report(&job, &holdfast_domain::job::JobResult::Done(outcome)).await.expect("taken");
+        world
+            .report(&job, &holdfast_domain::job::JobResult::Done(outcome))
+            .await
+            .expect("taken");
         world.work().await;
         sqlx::raw_sql("update server set node_id = (select id from node where name = 'n1') where name = 'pg1'")
             .execute(world.pool())
@@ -303,9 +382,19 @@ mod tests {
         let world = world().await;
         let it = &world.control_plane;
         let answer = it
-            .restore_server(&caller(), at("pg1"), &source(), None, &ServerWish::default(), &idem())
+            .restore_server(
+                &caller(),
+                at("pg1"),
+                &source(),
+                None,
+                &ServerWish::default(),
+                &idem(),
+            )
             .await;
-        assert!(matches!(refused(answer), Refusal::ServerNameAlreadyExists { .. }));
+        assert!(matches!(
+            refused(answer),
+            Refusal::ServerNameAlreadyExists { .. }
+        ));
         let answer = it
             .restore_server(
                 &caller(),
@@ -316,7 +405,10 @@ mod tests {
                 &idem(),
             )
             .await;
-        assert!(matches!(refused(answer), Refusal::RestoreTimeOutOfRange { .. }));
+        assert!(matches!(
+            refused(answer),
+            Refusal::RestoreTimeOutOfRange { .. }
+        ));
         assert_eq!(world.count("select count(*) from server").await, 1);
         assert_eq!(world.count("select count(*) from pin").await, 0);
     }
@@ -327,7 +419,14 @@ mod tests {
         let it = world.control_plane.clone();
         let before = world.now() - minutes(30);
         let restore = it
-            .restore_server(&caller(), at("copy"), &source(), Some(before), &ServerWish::default(), &idem())
+            .restore_server(
+                &caller(),
+                at("copy"),
+                &source(),
+                Some(before),
+                &ServerWish::default(),
+                &idem(),
+            )
             .await;
         let id = restore.expect("accepted").operation.id;
         let job = world.lease_one().await.expect("restore");
@@ -336,8 +435,14 @@ mod tests {
             message: "A planned file is missing.".to_owned(),
             retryable: false,
         };
-        world.report(&job, &holdfast_domain::job::JobResult::Failed(error)).await.expect("taken");
-        let operation = it.get_operation(SUBSCRIPTION, "northcentralus", id).await.expect("there");
+        world
+            .report(&job, &holdfast_domain::job::JobResult::Failed(error))
+            .await
+            .expect("taken");
+        let operation = it
+            .get_operation(SUBSCRIPTION, "northcentralus", id)
+            .await
+            .expect("there");
         assert_eq!(operation.failure.expect("says why").code, "WalGap");
         assert!(it.get_server(at("copy")).await.is_err());
         assert_eq!(world.count("select count(*) from pin").await, 0);
@@ -350,12 +455,26 @@ mod tests {
     async fn a_backup_that_a_restore_reads_cannot_be_deleted() {
         let mut world = world().await;
         let it = world.control_plane.clone();
-        it.request_backup(&caller(), at("pg1"), "b1", &idem()).await.expect("accepted");
-        world.run_until_idle().await;
-        let completed = it.get_backup(at("pg1"), "b1").await.expect("there").backup.completed_time;
-        it.restore_server(&caller(), at("copy"), &source(), Some(completed), &ServerWish::default(), &idem())
+        it.request_backup(&caller(), at("pg1"), "b1", &idem())
             .await
             .expect("accepted");
+        world.run_until_idle().await;
+        let completed = it
+            .get_backup(at("pg1"), "b1")
+            .await
+            .expect("there")
+            .backup
+            .completed_time;
+        it.restore_server(
+            &caller(),
+            at("copy"),
+            &source(),
+            Some(completed),
+            &ServerWish::default(),
+            &idem(),
+        )
+        .await
+        .expect("accepted");
         let answer = it.delete_backup(&caller(), at("pg1"), "b1", &idem()).await;
         assert!(matches!(refused(answer), Refusal::BackupInUse { .. }));
     }

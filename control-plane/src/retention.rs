@@ -37,7 +37,9 @@ impl ControlPlane {
             let Some((mut unit, server)) = self.hold(subscription, server).await? else {
                 continue;
             };
-            let Some(incarnation) = server.incarnation else { continue };
+            let Some(incarnation) = server.incarnation else {
+                continue;
+            };
             done += if over {
                 purge(&mut unit, &server, incarnation).await?
             } else {
@@ -110,7 +112,10 @@ fn spared(catalogue: &mut Catalogue, hidden: &[BackupId], held: &[Held]) -> Vec<
 async fn purge(unit: &mut Unit, server: &Server, incarnation: IncarnationId) -> Result<usize> {
     let now = unit.now();
     let subscription = server.subscription;
-    if !store::pin::on(unit.conn(), subscription, incarnation).await?.is_empty() {
+    if !store::pin::on(unit.conn(), subscription, incarnation)
+        .await?
+        .is_empty()
+    {
         return Ok(0);
     }
     let complete =
@@ -120,4 +125,245 @@ async fn purge(unit: &mut Unit, server: &Server, incarnation: IncarnationId) -> 
     store::backup::hasten(unit.conn(), subscription, incarnation, now).await?;
     let objects = store::wal::expire_all(unit.conn(), subscription, incarnation, now).await?;
     Ok(usize::try_from(backups + objects).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use holdfast_domain::job::{JobKind, JobResult, Power};
+    use holdfast_domain::resource_id::ServerResourceId;
+    use holdfast_domain::server::ServerWish;
+    use holdfast_domain::{IncarnationId, Refusal};
+
+    use crate::story::{SUBSCRIPTION, World, at, caller, idem, refused};
+
+    async fn live(world: &mut World, days: u32, name: &str) {
+        for _ in 0..days {
+            world.pass(TimeDelta::days(1)).await;
+            world.write(name).await;
+            world.run_until_idle().await;
+        }
+    }
+
+    fn source(name: &str) -> ServerResourceId {
+        ServerResourceId {
+            subscription: SUBSCRIPTION,
+            group: "rg1".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_leaves_the_window_goes_in_two_phases() {
+        // FLX-039, FLX-040, FLX-042
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        live(&mut world, 20, "pg1").await;
+        let now = world.now();
+        let view = world.server("pg1").await;
+        assert_eq!(view.earliest_restore, Some(now - TimeDelta::days(7)));
+        let kept = world.backups("pg1").await;
+        assert!((8..=9).contains(&kept), "{kept}");
+        let expiring = "select count(*) from backup where state = 'expiring'";
+        assert!(
+            world.count(expiring).await >= 1,
+            "unlinked and waiting for the grace"
+        );
+        assert!(
+            world
+                .count("select count(*) from backup where state = 'gone'")
+                .await
+                >= 10
+        );
+        let orphans = "select count(*) from backup_object o join backup b on b.id = o.backup_id where b.state = 'gone'";
+        assert_eq!(world.count(orphans).await, 0);
+        // What every backup shares is still named and was never deleted.
+        assert!(
+            world
+                .count("select count(*) from backup_object where key like '%shared'")
+                .await
+                >= 8
+        );
+        // Every instant of the window is answered.
+        for hours in (0..7 * 24).step_by(5) {
+            let t = now - TimeDelta::hours(hours) + TimeDelta::milliseconds(1);
+            world
+                .control_plane
+                .preview_restore(at("pg1"), Some(t))
+                .await
+                .expect("in the window");
+        }
+        let early = Some(now - TimeDelta::days(7) - TimeDelta::seconds(2));
+        let answer = world.control_plane.preview_restore(at("pg1"), early).await;
+        assert!(matches!(
+            refused(answer),
+            Refusal::RestoreTimeOutOfRange { .. }
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_prune_deletes_nothing_that_became_needed_meanwhile() {
+        // F50
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        live(&mut world, 8, "pg1").await;
+        let life: IncarnationId = world.life_of("pg1").await;
+        world.pass(TimeDelta::hours(23)).await;
+        live(&mut world, 1, "pg1").await;
+        world.pass(TimeDelta::hours(25)).await;
+        assert!(world.duties().await > 0);
+        let job = loop {
+            let job = world.lease_one().await.expect("a prune job");
+            if job.spec.kind() == JobKind::Prune {
+                break job;
+            }
+            let outcome = world.outcome(&job).await;
+            world
+                .report(&job, &JobResult::Done(outcome))
+                .await
+                .expect("done");
+            world.duties().await;
+        };
+        let holdfast_domain::job::JobSpec::Prune(spec) = &job.spec else {
+            unreachable!("checked")
+        };
+        let it = world.control_plane.clone();
+        let lease = world.lease_ref(&job);
+        let foreign = vec![
+            format!("backups/{life}/x/manifest.0"),
+            format!("packs/{life}/shared"),
+        ];
+        assert!(
+            it.validate(world.node, lease, &foreign)
+                .await
+                .expect("asked")
+                .is_empty()
+        );
+        let may = it
+            .validate(world.node, lease, &spec.keys)
+            .await
+            .expect("asked");
+        assert_eq!(&may, &spec.keys);
+        // A restore now holds a backup: WAL stays altogether.
+        it.restore_server(
+            &caller(),
+            at("copy"),
+            &source("pg1"),
+            None,
+            &ServerWish::default(),
+            &idem(),
+        )
+        .await
+        .expect("accepted");
+        let may = it
+            .validate(world.node, lease, &spec.keys)
+            .await
+            .expect("asked");
+        assert!(may.iter().all(|key| !key.starts_with("wal/")), "{may:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stopped_servers_window_stands_still() {
+        // FLX-038, FLX-146
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        live(&mut world, 8, "pg1").await;
+        let it = world.control_plane.clone();
+        it.power_server(&caller(), at("pg1"), Power::Stopped, &idem())
+            .await
+            .expect("accepted");
+        world.run_until_idle().await;
+        let before = (
+            world.backups("pg1").await,
+            world.server("pg1").await.earliest_restore,
+        );
+        for _ in 0..40 {
+            world.pass(TimeDelta::days(1)).await;
+            world.run_until_idle().await;
+        }
+        assert_eq!(
+            (
+                world.backups("pg1").await,
+                world.server("pg1").await.earliest_restore
+            ),
+            before
+        );
+        it.power_server(&caller(), at("pg1"), Power::Running, &idem())
+            .await
+            .expect("accepted");
+        world.run_until_idle().await;
+        live(&mut world, 2, "pg1").await;
+        assert!(world.backups("pg1").await < before.0);
+    }
+
+    #[tokio::test]
+    async fn a_longer_retention_brings_nothing_back_and_a_shorter_one_lets_go() {
+        // FLX-041
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        live(&mut world, 12, "pg1").await;
+        let it = world.control_plane.clone();
+        let set = |days| ServerWish {
+            retention_days: Some(days),
+            ..ServerWish::default()
+        };
+        let earliest = world
+            .server("pg1")
+            .await
+            .earliest_restore
+            .expect("has backups");
+        it.update_server(&caller(), at("pg1"), &set(35), false, &idem())
+            .await
+            .expect("ok");
+        live(&mut world, 10, "pg1").await;
+        let kept = world.backups("pg1").await;
+        assert!(world.server("pg1").await.earliest_restore.expect("has") <= earliest);
+        it.update_server(&caller(), at("pg1"), &set(7), false, &idem())
+            .await
+            .expect("ok");
+        live(&mut world, 3, "pg1").await;
+        assert!(world.backups("pg1").await < kept - 5);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_servers_backups_are_purged_after_five_days() {
+        // FLX-144
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        live(&mut world, 2, "pg1").await;
+        let it = world.control_plane.clone();
+        it.delete_server(&caller(), at("pg1"), &idem())
+            .await
+            .expect("ok")
+            .expect("there");
+        world.run_until_idle().await;
+        assert!(matches!(
+            refused(it.get_server(at("pg1")).await),
+            Refusal::ResourceNotFound { .. }
+        ));
+        assert!(
+            it.delete_server(&caller(), at("pg1"), &idem())
+                .await
+                .expect("ok")
+                .is_none()
+        );
+        // Its name and its port are free at once.
+        world.create("pg1").await;
+        world.pass(TimeDelta::days(5) - TimeDelta::minutes(1)).await;
+        world.run_until_idle().await;
+        let kept = "select count(*) from backup b join server s on s.id = b.server_id where s.state = 'dropped' and b.state = 'complete'";
+        assert!(world.count(kept).await > 0);
+        world.pass(TimeDelta::minutes(1)).await;
+        world.run_until_idle().await;
+        assert_eq!(world.count(kept).await, 0);
+        let purged =
+            "select count(*) from server where state = 'dropped' and purged_at is not null";
+        assert_eq!(world.count(purged).await, 1);
+        let left = "select count(*) from wal_object w join incarnation i on i.id = w.incarnation_id join server s on s.id = i.server_id where s.state = 'dropped'";
+        assert_eq!(world.count(left).await, 0);
+        assert!(
+            world.backups("pg1").await > 0,
+            "the new server of that name has its own"
+        );
+    }
 }

@@ -1,8 +1,5 @@
-//! Servers: created, changed, started, stopped, dropped, looked at.
+//! Servers: created, changed, started, stopped, dropped ([`view`]: looked at).
 
-use std::path::{Path, PathBuf};
-
-use chrono::{DateTime, Utc};
 use holdfast_domain::activity::Caller;
 use holdfast_domain::backup::BackupKind;
 use holdfast_domain::job::Power;
@@ -10,22 +7,22 @@ use holdfast_domain::lock::Verb;
 use holdfast_domain::operation::OperationKind;
 use holdfast_domain::region::canonical;
 use holdfast_domain::resource_id::ServerResourceId;
-use holdfast_domain::restore::bounds;
-use holdfast_domain::server::{Server, ServerSettings, ServerState, ServerWish, create, patch};
-use holdfast_domain::{IncarnationId, OperationId, Refusal, ServerId, SubscriptionId, name};
+use holdfast_domain::server::{Server, ServerState, ServerWish, create, patch};
+use holdfast_domain::{OperationId, Refusal, SubscriptionId, name};
 
-use crate::error::violated;
 use crate::idempotency::replay;
 use crate::operation::{Ask, accept, reread};
-use crate::placement::{self, Place};
-use crate::store::catalogue::Depth;
-use crate::store::incarnation::Incarnation;
+use crate::placement;
 use crate::store::operation::Input;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
-use crate::{
-    Accepted, ControlPlane, Error, Idempotency, Page, PageRequest, Result, advance, lock, rescue,
-};
+use crate::{Accepted, ControlPlane, Idempotency, Result, advance, lock, rescue};
+
+mod founding;
+mod view;
+
+pub(crate) use founding::found;
+pub use view::{ConnectionView, ServerView};
 
 /// A server as callers name it; case does not matter and is echoed.
 #[derive(Debug, Clone, Copy)]
@@ -67,28 +64,6 @@ pub enum PutMode {
     Update,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct ServerView {
-    pub server: Server,
-    pub earliest_restore: Option<DateTime<Utc>>,
-    pub latest_restore: Option<DateTime<Utc>>,
-    /// What a client on its node's network calls that node.
-    pub host: Option<String>,
-    /// On that node itself.
-    pub socket_dir: Option<PathBuf>,
-}
-
-/// How a client reaches a server.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ConnectionView {
-    pub server: Server,
-    pub host: String,
-    pub port: u16,
-    /// On the server's node itself.
-    pub socket_dir: Option<PathBuf>,
-    pub administrator_login: String,
-}
-
 impl ControlPlane {
     /// PUT: a new server, or an update of the one that is there.
     ///
@@ -111,19 +86,26 @@ impl ControlPlane {
         let found = store::server::find(unit.conn(), at, Hold::Update).await?;
         let operation = match (found, mode) {
             (Some(server), PutMode::Create) => {
-                let open = store::operation::exclusive_open(unit.conn(), at.subscription, server.id);
+                let open =
+                    store::operation::exclusive_open(unit.conn(), at.subscription, server.id);
                 return Err(if open.await? {
-                    Refusal::ServerIsBusy { server: server.name }
+                    Refusal::ServerIsBusy {
+                        server: server.name,
+                    }
                 } else {
                     Refusal::ServerNameAlreadyExists { name: server.name }
                 }
                 .into());
             }
             (Some(server), _) => {
-                self.change(&mut unit, caller, at, server, wish, false, idem.method, id).await?
+                self.change(&mut unit, caller, at, server, wish, false, idem.method, id)
+                    .await?
             }
             (None, PutMode::Update) => return Err(at.not_found().into()),
-            (None, _) => self.create(&mut unit, caller, at, wish, idem.method, id).await?,
+            (None, _) => {
+                self.create(&mut unit, caller, at, wish, idem.method, id)
+                    .await?
+            }
         };
         unit.commit().await?;
         Ok(operation)
@@ -152,8 +134,9 @@ impl ControlPlane {
         let place =
             placement::find(unit, &nodes, &region.name, zone, None, major, redundancy).await?;
         let server = found(unit, at, &region.name, settings, place).await?;
-        let input =
-            Input::Create { administrator_password: wish.administrator_password.clone() };
+        let input = Input::Create {
+            administrator_password: wish.administrator_password.clone(),
+        };
         let ask = Ask {
             id,
             kind: OperationKind::CreateServer,
@@ -171,7 +154,10 @@ impl ControlPlane {
     pub(crate) async fn accept_and_begin(&self, unit: &mut Unit, ask: Ask<'_>) -> Result<Accepted> {
         let record = accept(unit, ask).await?;
         advance::step(self, unit, &record).await?;
-        Ok(Accepted { operation: reread(unit, &record).await?, replayed: false })
+        Ok(Accepted {
+            operation: reread(unit, &record).await?,
+            replayed: false,
+        })
     }
 
     /// PATCH: retention, tags, storage growth, sku, maintenance window.
@@ -195,8 +181,9 @@ impl ControlPlane {
         }
         let server = living(&mut unit, at, Hold::Update).await?;
         let geo = client_defaults_geo;
-        let accepted =
-            self.change(&mut unit, caller, at, server, wish, geo, idem.method, id).await?;
+        let accepted = self
+            .change(&mut unit, caller, at, server, wish, geo, idem.method, id)
+            .await?;
         unit.commit().await?;
         Ok(accepted)
     }
@@ -223,7 +210,13 @@ impl ControlPlane {
             }
             .into());
         }
-        settled(unit, &server, &[ServerState::Ready, ServerState::Stopped], "Ready or Stopped").await?;
+        settled(
+            unit,
+            &server,
+            &[ServerState::Ready, ServerState::Stopped],
+            "Ready or Stopped",
+        )
+        .await?;
         let settings = patch(wish, &server.settings, client_defaults_geo)?;
         if wish.administrator_password.is_some() {
             // It would have to be told to the server itself, and never be taken for done when it is not.
@@ -268,15 +261,24 @@ impl ControlPlane {
         let mut server = living(&mut unit, at, Hold::Update).await?;
         lock::allow(&mut unit, at.subscription, &at.id(), Verb::Write).await?;
         let (from, wanted, during, kind) = match to {
-            Power::Running => {
-                (ServerState::Stopped, "Stopped", ServerState::Starting, OperationKind::StartServer)
-            }
-            Power::Stopped => {
-                (ServerState::Ready, "Ready", ServerState::Stopping, OperationKind::StopServer)
-            }
-            Power::Restarted => {
-                (ServerState::Ready, "Ready", ServerState::Updating, OperationKind::RestartServer)
-            }
+            Power::Running => (
+                ServerState::Stopped,
+                "Stopped",
+                ServerState::Starting,
+                OperationKind::StartServer,
+            ),
+            Power::Stopped => (
+                ServerState::Ready,
+                "Ready",
+                ServerState::Stopping,
+                OperationKind::StopServer,
+            ),
+            Power::Restarted => (
+                ServerState::Ready,
+                "Ready",
+                ServerState::Updating,
+                OperationKind::RestartServer,
+            ),
         };
         settled(&mut unit, &server, &[from], wanted).await?;
         if to != Power::Running {
@@ -319,7 +321,11 @@ impl ControlPlane {
             return Ok(None);
         };
         lock::allow(&mut unit, at.subscription, &at.id(), Verb::Delete).await?;
-        let states = [ServerState::Ready, ServerState::Stopped, ServerState::Dropping];
+        let states = [
+            ServerState::Ready,
+            ServerState::Stopped,
+            ServerState::Dropping,
+        ];
         settled(&mut unit, &server, &states, "Ready or Stopped").await?;
         self.end_automatic_backup(&mut unit, &server).await?;
         let from = std::mem::replace(&mut server.state, ServerState::Dropping);
@@ -343,8 +349,14 @@ impl ControlPlane {
     /// (DESIGN §2, "what excludes what").
     async fn end_automatic_backup(&self, unit: &mut Unit, server: &Server) -> Result<()> {
         let open = store::backup::open(unit.conn(), server.subscription, server.id).await?;
-        if open.iter().any(|backup| backup.kind == BackupKind::OnDemand) {
-            return Err(Refusal::ServerIsBusy { server: server.name.clone() }.into());
+        if open
+            .iter()
+            .any(|backup| backup.kind == BackupKind::OnDemand)
+        {
+            return Err(Refusal::ServerIsBusy {
+                server: server.name.clone(),
+            }
+            .into());
         }
         for job in store::job::open_of_server(unit.conn(), server.subscription, server.id).await? {
             if job.backup.is_some() {
@@ -352,85 +364,6 @@ impl ControlPlane {
             }
         }
         Ok(())
-    }
-
-    /// # Errors
-    /// [`Refusal::ResourceNotFound`].
-    pub async fn get_server(&self, at: ServerRef<'_>) -> Result<ServerView> {
-        let mut unit = Unit::begin(self).await?;
-        let server = living(&mut unit, at, Hold::None).await?;
-        let mut views = views(&mut unit, vec![server]).await?;
-        views.pop().ok_or_else(|| at.not_found().into())
-    }
-
-    /// In the order of their names.
-    ///
-    /// # Errors
-    /// [`Refusal::ResourceGroupNotFound`].
-    pub async fn list_servers_of_group(
-        &self,
-        subscription: SubscriptionId,
-        group: &str,
-        page: &PageRequest,
-    ) -> Result<Page<ServerView>> {
-        self.get_resource_group(subscription, group).await?;
-        self.list(subscription, Some(group), page).await
-    }
-
-    /// In the order of their names.
-    ///
-    /// # Errors
-    /// Only the store's.
-    pub async fn list_servers(
-        &self,
-        subscription: SubscriptionId,
-        page: &PageRequest,
-    ) -> Result<Page<ServerView>> {
-        self.list(subscription, None, page).await
-    }
-
-    async fn list(
-        &self,
-        subscription: SubscriptionId,
-        group: Option<&str>,
-        page: &PageRequest,
-    ) -> Result<Page<ServerView>> {
-        let mut unit = Unit::begin(self).await?;
-        let (after, limit) = (page.after.as_deref(), i64::from(page.limit) + 1);
-        let servers = store::server::list(unit.conn(), subscription, group, after, limit).await?;
-        let page = Page::of(servers, page.limit, |server| server.name.clone());
-        Ok(Page { items: views(&mut unit, page.items).await?, next: page.next })
-    }
-
-    /// # Errors
-    /// [`Refusal::ResourceNotFound`]; [`Refusal::ServerIsNotReady`] before it has a place.
-    pub async fn server_connection(&self, at: ServerRef<'_>) -> Result<ConnectionView> {
-        let view = self.get_server(at).await?;
-        let (Some(host), Some(port)) = (view.host, view.server.port) else {
-            return Err(Refusal::ServerIsNotReady {
-                server: view.server.name,
-                state: view.server.state,
-                wanted: "Ready",
-            }
-            .into());
-        };
-        Ok(ConnectionView {
-            host,
-            port,
-            socket_dir: view.socket_dir,
-            administrator_login: view.server.settings.administrator_login.clone(),
-            server: view.server,
-        })
-    }
-
-    /// Whether a new server could have this name. Names are unique over the installation.
-    ///
-    /// # Errors
-    /// [`Refusal::InvalidResourceName`].
-    pub async fn server_name_available(&self, name: &str) -> Result<bool> {
-        name::new_server(name)?;
-        let mut conn = self.pool().acquire().await?;
-        Ok(!store::server::name_is_taken(&mut conn, name).await?)
     }
 }
 
@@ -458,7 +391,10 @@ async fn settled(
     wanted: &'static str,
 ) -> Result<()> {
     if store::operation::exclusive_open(unit.conn(), server.subscription, server.id).await? {
-        return Err(Refusal::ServerIsBusy { server: server.name.clone() }.into());
+        return Err(Refusal::ServerIsBusy {
+            server: server.name.clone(),
+        }
+        .into());
     }
     if !states.contains(&server.state) {
         return Err(Refusal::ServerIsNotReady {
@@ -469,91 +405,4 @@ async fn settled(
         .into());
     }
     Ok(())
-}
-
-/// A new server with its name and its first life.
-pub(crate) async fn found(
-    unit: &mut Unit,
-    at: ServerRef<'_>,
-    region: &str,
-    settings: ServerSettings,
-    place: Place,
-) -> Result<Server> {
-    let now = unit.now();
-    let group = store::resource_group::get(unit.conn(), at.subscription, at.group)
-        .await?
-        .ok_or_else(|| Refusal::ResourceGroupNotFound(at.group.to_owned()))?;
-    let server = Server {
-        id: ServerId::new(),
-        subscription: at.subscription,
-        group: group.name,
-        name: at.name.to_owned(),
-        region: region.to_owned(),
-        state: ServerState::Provisioning,
-        settings,
-        is_replica: false,
-        node: Some(place.node),
-        placed_zone: place.zone,
-        port: Some(place.port),
-        minor_version: None,
-        incarnation: Some(IncarnationId::new()),
-        created_at: now,
-        stopped_at: None,
-        dropped_at: None,
-        restorable_until: None,
-    };
-    let taken = || Error::from(Refusal::ServerNameAlreadyExists { name: server.name.clone() });
-    match store::server::insert(unit.conn(), &server).await {
-        Err(Error::Database(error)) if violated(&error) == Some("server_living_name") => {
-            return Err(taken());
-        }
-        other => other?,
-    }
-    if !store::server::take_name(unit.conn(), &server).await? {
-        return Err(taken());
-    }
-    if let Some(id) = server.incarnation {
-        let incarnation = Incarnation {
-            subscription: server.subscription,
-            id,
-            server: server.id,
-            vaults: place.vaults,
-            ready_at: None,
-            wrapped_key: None,
-        };
-        store::incarnation::insert(unit.conn(), &incarnation, now).await?;
-    }
-    Ok(server)
-}
-
-/// What callers see of servers: four more queries, however many servers there are.
-async fn views(unit: &mut Unit, servers: Vec<Server>) -> Result<Vec<ServerView>> {
-    let now = unit.now();
-    let lives: Vec<(SubscriptionId, IncarnationId)> = servers
-        .iter()
-        .filter_map(|server| Some((server.subscription, server.incarnation?)))
-        .collect();
-    let catalogues = store::catalogue::load_many(unit.conn(), &lives, Depth::Newest).await?;
-    let nodes = store::node::all(unit.conn(), now).await?;
-    Ok(servers
-        .into_iter()
-        .map(|server| {
-            let bounds = server
-                .incarnation
-                .and_then(|id| catalogues.get(&id))
-                .and_then(|catalogue| {
-                    bounds(catalogue, server.settings.retention, server.window_end(now))
-                });
-            let host = nodes.iter().find(|node| Some(node.node.id) == server.node);
-            ServerView {
-                earliest_restore: bounds.map(|bounds| bounds.earliest),
-                latest_restore: bounds.map(|bounds| bounds.latest),
-                host: host.map(|node| node.host.clone()),
-                socket_dir: host.and_then(|node| {
-                    Some(Path::new(node.socket_root.as_ref()?).join(server.port?.to_string()))
-                }),
-                server,
-            }
-        })
-        .collect())
 }

@@ -58,17 +58,30 @@ pub(crate) async fn settle(
         Ending::Failed(failure) => (OperationState::Failed, Some(failure)),
         Ending::Canceled => (OperationState::Canceled, None),
     };
-    if !store::operation::end(unit.conn(), operation.subscription, operation.id, state, kept, now)
-        .await?
+    if !store::operation::end(
+        unit.conn(),
+        operation.subscription,
+        operation.id,
+        state,
+        kept,
+        now,
+    )
+    .await?
     {
-        return Err(Error::corrupt(format!("operation {} ended twice", operation.id)));
+        return Err(Error::corrupt(format!(
+            "operation {} ended twice",
+            operation.id
+        )));
     }
     let status = match failure {
         None => ActivityStatus::Succeeded,
         Some(_) => ActivityStatus::Failed,
     };
     let properties = failure.map(|failure| said(&failure)).unwrap_or_default();
-    unit.record(ActivityEvent { properties, ..of_operation(record, status, now) });
+    unit.record(ActivityEvent {
+        properties,
+        ..of_operation(record, status, now)
+    });
     unit.wake_operations();
     Ok(())
 }

@@ -38,7 +38,10 @@ impl ControlPlane {
                 continue;
             };
             let (subscription, server) = (candidate.subscription, candidate.facts.server);
-            if self.schedule(subscription, server, candidate.incarnation, slot).await? {
+            if self
+                .schedule(subscription, server, candidate.incarnation, slot)
+                .await?
+            {
                 scheduled += 1;
             }
         }
@@ -62,10 +65,11 @@ impl ControlPlane {
             return Ok(false);
         };
         // The facts again, now that nobody else can change them: another scheduler may have been here.
-        let again = store::snapshot::facts(unit.conn(), Some((subscription, server.id)), now).await?;
-        let still_due = again
-            .first()
-            .is_some_and(|one| matches!(automatic_snapshot(&one.facts), SnapshotDecision::Due { .. }));
+        let again =
+            store::snapshot::facts(unit.conn(), Some((subscription, server.id)), now).await?;
+        let still_due = again.first().is_some_and(|one| {
+            matches!(automatic_snapshot(&one.facts), SnapshotDecision::Due { .. })
+        });
         if !still_due {
             return Ok(false);
         }
@@ -136,4 +140,124 @@ pub(crate) struct Candidate {
     pub subscription: SubscriptionId,
     pub incarnation: IncarnationId,
     pub facts: SnapshotFacts,
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_domain::job::{JobError, JobResult, Power};
+
+    use super::*;
+    use crate::story::{World, at, caller, idem, minutes};
+
+    #[tokio::test]
+    async fn the_first_backup_is_scheduled_when_the_server_is_ready() {
+        // FLX-001, FLX-013
+        let mut world = World::new().await;
+        let view = world.create("pg1").await;
+        assert_eq!(world.backups("pg1").await, 1);
+        assert_eq!(view.earliest_restore, Some(world.now()));
+    }
+
+    #[tokio::test]
+    async fn five_written_days_have_five_backups() {
+        // FLX-014
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        for _ in 0..5 * 24 {
+            world.pass(minutes(60)).await;
+            world.write("pg1").await;
+            world.run_until_idle().await;
+        }
+        assert_eq!(world.backups("pg1").await, 6);
+    }
+
+    #[tokio::test]
+    async fn an_idle_server_is_suspended_until_something_is_modified() {
+        // FLX-015, FLX-016
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        let life = world.life_of("pg1").await;
+        for _ in 0..3 * 24 {
+            world.pass(minutes(60)).await;
+            // Checkpoints are WAL and no modification.
+            world.stream(life, 0x100, false).await;
+            world.run_until_idle().await;
+        }
+        assert_eq!(world.backups("pg1").await, 1);
+        world.write("pg1").await;
+        assert_eq!(
+            world
+                .control_plane
+                .schedule_snapshots()
+                .await
+                .expect("looks"),
+            1
+        );
+        world.run_until_idle().await;
+        assert_eq!(world.backups("pg1").await, 2);
+    }
+
+    #[tokio::test]
+    async fn two_schedulers_take_one_backup() {
+        // F06
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        world.pass(TimeDelta::days(1)).await;
+        world.write("pg1").await;
+        let it = world.control_plane.clone();
+        let (one, other) = tokio::join!(it.schedule_snapshots(), it.schedule_snapshots());
+        assert_eq!(one.expect("one") + other.expect("other"), 1);
+        let open = "select count(*) from job where kind = 'snapshot' and ended_at is null";
+        assert_eq!(world.count(open).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_failed_backup_is_taken_again_with_patience() {
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        world.pass(TimeDelta::days(1)).await;
+        world.write("pg1").await;
+        world.duties().await;
+        let job = world.lease_one().await.expect("due");
+        let error = JobError {
+            code: "X".to_owned(),
+            message: "x".to_owned(),
+            retryable: false,
+        };
+        world
+            .report(&job, &JobResult::Failed(error))
+            .await
+            .expect("taken");
+        assert_eq!(
+            world
+                .control_plane
+                .schedule_snapshots()
+                .await
+                .expect("looks"),
+            0
+        );
+        world.pass(minutes(2)).await;
+        world.run_until_idle().await;
+        assert_eq!(world.backups("pg1").await, 2);
+        let failed = "select count(*) from activity_event where status = 'Failed' and action like '%backups/write'";
+        assert_eq!(world.count(failed).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_server_gets_no_backups() {
+        // FLX-145
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        world.write("pg1").await;
+        let it = world.control_plane.clone();
+        it.power_server(&caller(), at("pg1"), Power::Stopped, &idem())
+            .await
+            .expect("accepted");
+        world.run_until_idle().await;
+        for _ in 0..3 {
+            world.pass(TimeDelta::days(1)).await;
+            world.run_until_idle().await;
+        }
+        assert_eq!(world.backups("pg1").await, 1);
+    }
 }

@@ -19,7 +19,10 @@ use crate::{Error, Result};
 pub(crate) async fn append(conn: &mut PgConnection, events: &[ActivityEvent]) -> Result<()> {
     let mut by_subscription: BTreeMap<SubscriptionId, Vec<&ActivityEvent>> = BTreeMap::new();
     for event in events {
-        by_subscription.entry(event.subscription).or_default().push(event);
+        by_subscription
+            .entry(event.subscription)
+            .or_default()
+            .push(event);
     }
     for (subscription, events) in by_subscription {
         let (mut number, mut hash): (i64, Vec<u8>) = sqlx::query_as(
@@ -133,7 +136,9 @@ impl TryFrom<Row> for ActivityEvent {
             caller: row.caller.0,
             at: row.at,
             http_method: row.http_method,
-            http_status: row.http_status.and_then(|status| u16::try_from(status).ok()),
+            http_status: row
+                .http_status
+                .and_then(|status| u16::try_from(status).ok()),
             properties: row.properties.0,
         })
     }
@@ -175,7 +180,9 @@ pub(crate) async fn query(
     .bind(limit)
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(|row| Ok((row.number, row.try_into()?))).collect()
+    rows.into_iter()
+        .map(|row| Ok((row.number, row.try_into()?)))
+        .collect()
 }
 
 /// Drops events that are older; the chain goes on from the first that is left.

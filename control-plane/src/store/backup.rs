@@ -69,19 +69,24 @@ impl TryFrom<Row> for Backup {
             row.completed_time,
             row.manifest,
         ) {
-            (Some(name), Some(on), Some(start), Some(stop), Some(completed_time), Some(manifest)) => {
-                Some(CompleteBackup {
-                    id: BackupId(row.id),
-                    name: name.clone(),
-                    kind,
-                    timeline: timeline(on),
-                    start: lsn(start),
-                    stop: lsn(stop),
-                    completed_time,
-                    manifest: manifest.0,
-                    damaged: row.damaged.unwrap_or(false),
-                })
-            }
+            (
+                Some(name),
+                Some(on),
+                Some(start),
+                Some(stop),
+                Some(completed_time),
+                Some(manifest),
+            ) => Some(CompleteBackup {
+                id: BackupId(row.id),
+                name: name.clone(),
+                kind,
+                timeline: timeline(on),
+                start: lsn(start),
+                stop: lsn(stop),
+                completed_time,
+                manifest: manifest.0,
+                damaged: row.damaged.unwrap_or(false),
+            }),
             _ => None,
         };
         Ok(Self {
@@ -168,12 +173,13 @@ pub(crate) async fn by_id(
     subscription: SubscriptionId,
     id: BackupId,
 ) -> Result<Option<Backup>> {
-    let row: Option<Row> =
-        sqlx::query_as(AssertSqlSafe(format!("{SELECT} where b.subscription_id = $1 and b.id = $2")))
-            .bind(subscription.0)
-            .bind(id.0)
-            .fetch_optional(conn)
-            .await?;
+    let row: Option<Row> = sqlx::query_as(AssertSqlSafe(format!(
+        "{SELECT} where b.subscription_id = $1 and b.id = $2"
+    )))
+    .bind(subscription.0)
+    .bind(id.0)
+    .fetch_optional(conn)
+    .await?;
     row.map(Backup::try_from).transpose()
 }
 
@@ -285,7 +291,11 @@ pub(crate) async fn completed(
     if done.rows_affected() != 1 {
         return Err(Error::corrupt(format!("backup {} is not open", backup.id)));
     }
-    let sizes = made.objects.iter().map(|object| bytes(object.bytes)).collect::<Result<Vec<_>>>()?;
+    let sizes = made
+        .objects
+        .iter()
+        .map(|object| bytes(object.bytes))
+        .collect::<Result<Vec<_>>>()?;
     sqlx::query(
         "insert into backup_object (subscription_id, backup_id, incarnation_id, key, bytes)
          select $1, $2, $3, o.* from unnest($4::text[], $5::bigint[]) as o
@@ -294,7 +304,12 @@ pub(crate) async fn completed(
     .bind(backup.subscription.0)
     .bind(backup.id.0)
     .bind(backup.incarnation.0)
-    .bind(made.objects.iter().map(|object| object.key.as_str()).collect::<Vec<_>>())
+    .bind(
+        made.objects
+            .iter()
+            .map(|object| object.key.as_str())
+            .collect::<Vec<_>>(),
+    )
     .bind(sizes)
     .execute(&mut *conn)
     .await?;
@@ -457,7 +472,11 @@ pub(crate) async fn gone(
         "delete from backup_object where subscription_id = $1 and backup_id = any($2)",
         "update copy set state = 'gone' where subscription_id = $1 and backup_id = any($2)",
     ] {
-        sqlx::query(sql).bind(subscription.0).bind(&ids).execute(&mut *conn).await?;
+        sqlx::query(sql)
+            .bind(subscription.0)
+            .bind(&ids)
+            .execute(&mut *conn)
+            .await?;
     }
     sqlx::query(
         "update backup set state = 'gone', gone_at = $3, delete_after = null

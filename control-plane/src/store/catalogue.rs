@@ -73,7 +73,9 @@ pub(crate) async fn load(
     id: IncarnationId,
     depth: Depth,
 ) -> Result<Option<Catalogue>> {
-    Ok(load_many(conn, &[(subscription, id)], depth).await?.remove(&id))
+    Ok(load_many(conn, &[(subscription, id)], depth)
+        .await?
+        .remove(&id))
 }
 
 pub(crate) async fn load_many(
@@ -81,7 +83,10 @@ pub(crate) async fn load_many(
     which: &[(SubscriptionId, IncarnationId)],
     depth: Depth,
 ) -> Result<HashMap<IncarnationId, Catalogue>> {
-    let subscriptions: Vec<Uuid> = which.iter().map(|(subscription, _)| subscription.0).collect();
+    let subscriptions: Vec<Uuid> = which
+        .iter()
+        .map(|(subscription, _)| subscription.0)
+        .collect();
     let ids: Vec<Uuid> = which.iter().map(|(_, id)| id.0).collect();
     let heads: Vec<HeadRow> = sqlx::query_as(
         "select i.id, s.name as server_name, i.wal_segment_bytes, i.head, i.durable, i.caught_up_at
@@ -182,11 +187,16 @@ async fn load_wal(
             catalogue
                 .backups_on(&lineage)
                 .first()
-                .map_or(Lsn::ZERO, |newest| newest.start.segment_start(catalogue.wal_segment_bytes))
+                .map_or(Lsn::ZERO, |newest| {
+                    newest.start.segment_start(catalogue.wal_segment_bytes)
+                })
         }
         _ => Lsn::ZERO,
     };
-    let starts = which.iter().map(|(_, id)| position(from(id))).collect::<Result<Vec<i64>>>()?;
+    let starts = which
+        .iter()
+        .map(|(_, id)| position(from(id)))
+        .collect::<Result<Vec<i64>>>()?;
     let rows: Vec<WalRow> = sqlx::query_as(
         "select w.incarnation_id, w.key, w.timeline, w.range_start, w.range_end, w.plaintext_hash,
                 w.stored_bytes, w.stamps, w.last_counting, w.clock_anomaly

@@ -44,11 +44,16 @@ pub(crate) async fn counts(conn: &mut PgConnection) -> Result<Counts> {
     .await?;
     Ok(Counts {
         operations: operations.unsigned_abs(),
-        jobs: jobs.into_iter().map(|(state, count)| (state, count.unsigned_abs())).collect(),
+        jobs: jobs
+            .into_iter()
+            .map(|(state, count)| (state, count.unsigned_abs()))
+            .collect(),
     })
 }
 
-pub(crate) async fn server_facts(conn: &mut PgConnection) -> Result<HashMap<ServerId, ServerFacts>> {
+pub(crate) async fn server_facts(
+    conn: &mut PgConnection,
+) -> Result<HashMap<ServerId, ServerFacts>> {
     type Row = (Uuid, Option<DateTime<Utc>>, Option<DateTime<Utc>>, i64, i64);
     let rows: Vec<Row> = sqlx::query_as(
         // Sums of bigint are numeric; what is stored fits a bigint.
@@ -75,14 +80,16 @@ pub(crate) async fn server_facts(conn: &mut PgConnection) -> Result<HashMap<Serv
     .await?;
     Ok(rows
         .into_iter()
-        .map(|(id, last_success, last_failure, backup_bytes, wal_bytes)| {
-            let facts = ServerFacts {
-                last_success,
-                last_failure,
-                backup_bytes: backup_bytes.unsigned_abs(),
-                wal_bytes: wal_bytes.unsigned_abs(),
-            };
-            (ServerId(id), facts)
-        })
+        .map(
+            |(id, last_success, last_failure, backup_bytes, wal_bytes)| {
+                let facts = ServerFacts {
+                    last_success,
+                    last_failure,
+                    backup_bytes: backup_bytes.unsigned_abs(),
+                    wal_bytes: wal_bytes.unsigned_abs(),
+                };
+                (ServerId(id), facts)
+            },
+        )
         .collect())
 }

@@ -96,7 +96,10 @@ pub(crate) async fn ready(
     now: DateTime<Utc>,
 ) -> Result<()> {
     if !made.wal_segment_bytes.is_power_of_two() || made.wal_segment_bytes > 1 << 30 {
-        return Err(Error::Absurd(format!("WAL segments of {} bytes", made.wal_segment_bytes)));
+        return Err(Error::Absurd(format!(
+            "WAL segments of {} bytes",
+            made.wal_segment_bytes
+        )));
     }
     let done = sqlx::query(
         "update incarnation
@@ -143,9 +146,10 @@ pub(crate) async fn subscription_of(
     conn: &mut PgConnection,
     id: IncarnationId,
 ) -> Result<Option<SubscriptionId>> {
-    let row: Option<(Uuid,)> = sqlx::query_as("select subscription_id from incarnation where id = $1")
-        .bind(id.0)
-        .fetch_optional(conn)
-        .await?;
+    let row: Option<(Uuid,)> =
+        sqlx::query_as("select subscription_id from incarnation where id = $1")
+            .bind(id.0)
+            .fetch_optional(conn)
+            .await?;
     Ok(row.map(|(id,)| SubscriptionId(id)))
 }

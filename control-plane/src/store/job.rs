@@ -190,7 +190,9 @@ pub(crate) async fn claim(
     match row {
         Ok(row) => row.map(Job::try_from).transpose(),
         // Another poll took a writer of the same incarnation at this moment; the next poll sees it.
-        Err(error) if crate::error::violated(&error) == Some("job_one_writer_of_backup_objects") => {
+        Err(error)
+            if crate::error::violated(&error) == Some("job_one_writer_of_backup_objects") =>
+        {
             Ok(None)
         }
         Err(error) => Err(error.into()),
@@ -229,7 +231,11 @@ pub(crate) async fn renew(
     .fetch_optional(conn)
     .await?;
     Ok(row.map(|(cancel, subscription, operation)| {
-        (cancel, SubscriptionId(subscription), operation.map(OperationId))
+        (
+            cancel,
+            SubscriptionId(subscription),
+            operation.map(OperationId),
+        )
     }))
 }
 
@@ -313,7 +319,11 @@ pub(crate) async fn facts(
     .await?;
     rows.into_iter()
         .map(|(kind, state, error)| {
-            Ok(JobFact { kind: from_label(kind)?, state: from_label(state)?, error: error.map(|e| e.0) })
+            Ok(JobFact {
+                kind: from_label(kind)?,
+                state: from_label(state)?,
+                error: error.map(|e| e.0),
+            })
         })
         .collect()
 }
@@ -337,7 +347,9 @@ pub(crate) async fn open_of_server(
 }
 
 /// Leases that ran out.
-pub(crate) async fn expired(conn: &mut PgConnection) -> Result<Vec<(JobId, SubscriptionId, ServerId)>> {
+pub(crate) async fn expired(
+    conn: &mut PgConnection,
+) -> Result<Vec<(JobId, SubscriptionId, ServerId)>> {
     let rows: Vec<(Uuid, Uuid, Uuid)> = sqlx::query_as(
         "select id, subscription_id, server_id from job
           where state = 'leased' and lease_until < lease_now() order by lease_until",
@@ -400,6 +412,8 @@ pub(crate) async fn overdue(
 
 fn named(rows: Vec<(Uuid, Uuid, Uuid)>) -> Vec<(JobId, SubscriptionId, ServerId)> {
     rows.into_iter()
-        .map(|(id, subscription, server)| (JobId(id), SubscriptionId(subscription), ServerId(server)))
+        .map(|(id, subscription, server)| {
+            (JobId(id), SubscriptionId(subscription), ServerId(server))
+        })
         .collect()
 }

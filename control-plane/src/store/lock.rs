@@ -33,7 +33,10 @@ impl TryFrom<Row> for Lock {
 }
 
 /// All of a subscription: there are few, and the domain says which of them count.
-pub(crate) async fn all(conn: &mut PgConnection, subscription: SubscriptionId) -> Result<Vec<Lock>> {
+pub(crate) async fn all(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+) -> Result<Vec<Lock>> {
     let rows: Vec<Row> = sqlx::query_as(
         "select id, name, scope, level::text as level, notes from management_lock
           where subscription_id = $1 order by scope_key, name_key",
@@ -120,7 +123,11 @@ pub(crate) async fn assignments_of(
     .await?;
     rows.into_iter()
         .map(|(principal, role, scope)| {
-            Ok(RoleAssignment { principal, role: from_label::<Role>(role)?, scope })
+            Ok(RoleAssignment {
+                principal,
+                role: from_label::<Role>(role)?,
+                scope,
+            })
         })
         .collect()
 }

@@ -72,8 +72,9 @@ impl Row {
 }
 
 pub(crate) async fn all(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<Vec<NodeView>> {
-    let rows: Vec<Row> =
-        sqlx::query_as(AssertSqlSafe(format!("{SELECT} order by n.name"))).fetch_all(conn).await?;
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!("{SELECT} order by n.name")))
+        .fetch_all(conn)
+        .await?;
     rows.into_iter().map(|row| row.view(now)).collect()
 }
 
@@ -91,7 +92,10 @@ pub(crate) async fn get(
 
 /// Nobody else gives out a port of this node until the end of the transaction.
 pub(crate) async fn hold(conn: &mut PgConnection, id: NodeId) -> Result<()> {
-    sqlx::query("select id from node where id = $1 for no key update").bind(id.0).execute(conn).await?;
+    sqlx::query("select id from node where id = $1 for no key update")
+        .bind(id.0)
+        .execute(conn)
+        .await?;
     Ok(())
 }
 
@@ -213,7 +217,11 @@ pub(crate) async fn boot(conn: &mut PgConnection, id: NodeId) -> Result<Option<B
     Ok(boot.map(BootId))
 }
 
-pub(crate) async fn revoke(conn: &mut PgConnection, id: NodeId, now: DateTime<Utc>) -> Result<bool> {
+pub(crate) async fn revoke(
+    conn: &mut PgConnection,
+    id: NodeId,
+    now: DateTime<Utc>,
+) -> Result<bool> {
     let done = sqlx::query("update node set revoked_at = coalesce(revoked_at, $2) where id = $1")
         .bind(id.0)
         .bind(now)
@@ -244,7 +252,8 @@ pub(crate) async fn vaults(conn: &mut PgConnection) -> Result<Vec<Vault>> {
     )
     .fetch_all(conn)
     .await?;
-    let small = |number: i32| u16::try_from(number).map_err(|_| Error::corrupt("vault out of range"));
+    let small =
+        |number: i32| u16::try_from(number).map_err(|_| Error::corrupt("vault out of range"));
     rows.into_iter()
         .map(|(id, region, zone, url, own_copies, ordinal)| {
             Ok(Vault {

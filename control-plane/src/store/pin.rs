@@ -59,5 +59,10 @@ pub(crate) async fn on(
     .bind(incarnation.0)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(id,)| Held { backup: BackupId(id) }).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(id,)| Held {
+            backup: BackupId(id),
+        })
+        .collect())
 }

@@ -23,11 +23,15 @@ pub(crate) async fn ensure_subscription(
     Ok(())
 }
 
-pub(crate) async fn subscription_exists(conn: &mut PgConnection, id: SubscriptionId) -> Result<bool> {
-    let (exists,): (bool,) = sqlx::query_as("select exists (select from subscription where id = $1)")
-        .bind(id.0)
-        .fetch_one(conn)
-        .await?;
+pub(crate) async fn subscription_exists(
+    conn: &mut PgConnection,
+    id: SubscriptionId,
+) -> Result<bool> {
+    let (exists,): (bool,) =
+        sqlx::query_as("select exists (select from subscription where id = $1)")
+            .bind(id.0)
+            .fetch_one(conn)
+            .await?;
     Ok(exists)
 }
 
@@ -63,7 +67,12 @@ pub(crate) async fn get(
     .bind(name)
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(|(name, location, tags)| ResourceGroup { subscription, name, location, tags: tags.0 }))
+    Ok(row.map(|(name, location, tags)| ResourceGroup {
+        subscription,
+        name,
+        location,
+        tags: tags.0,
+    }))
 }
 
 pub(crate) async fn set_tags(
@@ -72,11 +81,13 @@ pub(crate) async fn set_tags(
     name: &str,
     tags: &BTreeMap<String, String>,
 ) -> Result<()> {
-    sqlx::query("update resource_group set tags = $3 where subscription_id = $1 and name_key = lower($2)")
-        .bind(subscription.0)
-        .bind(name)
-        .bind(Json(tags))
-        .execute(conn)
-        .await?;
+    sqlx::query(
+        "update resource_group set tags = $3 where subscription_id = $1 and name_key = lower($2)",
+    )
+    .bind(subscription.0)
+    .bind(name)
+    .bind(Json(tags))
+    .execute(conn)
+    .await?;
     Ok(())
 }

@@ -132,11 +132,12 @@ pub(crate) async fn list(
 
 /// What a node has, or had and must still clear away.
 pub(crate) async fn of_node(conn: &mut PgConnection, node: NodeId) -> Result<Vec<Server>> {
-    let rows: Vec<Row> =
-        sqlx::query_as(AssertSqlSafe(format!("{SELECT} where node_id = $1 order by id")))
-            .bind(node.0)
-            .fetch_all(conn)
-            .await?;
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
+        "{SELECT} where node_id = $1 order by id"
+    )))
+    .bind(node.0)
+    .fetch_all(conn)
+    .await?;
     rows.into_iter().map(Server::try_from).collect()
 }
 
@@ -223,7 +224,10 @@ pub(crate) async fn update(
     .await?;
     match done.rows_affected() {
         1 => Ok(()),
-        _ => Err(Error::corrupt(format!("server {} is no longer {expected}", server.id))),
+        _ => Err(Error::corrupt(format!(
+            "server {} is no longer {expected}",
+            server.id
+        ))),
     }
 }
 
@@ -259,7 +263,10 @@ pub(crate) async fn to_sweep(
     .bind(now)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(s, id)| (SubscriptionId(s), ServerId(id))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(s, id)| (SubscriptionId(s), ServerId(id)))
+        .collect())
 }
 
 /// Tombstones whose time is over.
@@ -275,7 +282,10 @@ pub(crate) async fn to_purge(
     .bind(now)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(s, id)| (SubscriptionId(s), ServerId(id))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(s, id)| (SubscriptionId(s), ServerId(id)))
+        .collect())
 }
 
 pub(crate) async fn purged(

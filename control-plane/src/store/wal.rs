@@ -69,20 +69,34 @@ async fn insert_objects(
     }
     let id = incarnation.to_string();
     if let Some(foreign) = objects.iter().find(|object| !object.key.contains(&id)) {
-        return Err(Error::Absurd(format!("object {:?} outside its incarnation", foreign.key)));
+        return Err(Error::Absurd(format!(
+            "object {:?} outside its incarnation",
+            foreign.key
+        )));
     }
-    let column = |f: fn(&WalObject) -> Result<i64>| objects.iter().map(f).collect::<Result<Vec<_>>>();
-    let timelines: Vec<i32> =
-        objects.iter().map(|object| number(object.timeline)).collect::<Result<_>>()?;
+    let column =
+        |f: fn(&WalObject) -> Result<i64>| objects.iter().map(f).collect::<Result<Vec<_>>>();
+    let timelines: Vec<i32> = objects
+        .iter()
+        .map(|object| number(object.timeline))
+        .collect::<Result<_>>()?;
     let keys: Vec<&str> = objects.iter().map(|object| object.key.as_str()).collect();
-    let hashes: Vec<&str> = objects.iter().map(|object| object.plaintext_hash.as_str()).collect();
+    let hashes: Vec<&str> = objects
+        .iter()
+        .map(|object| object.plaintext_hash.as_str())
+        .collect();
     let counting: Vec<Option<i64>> = objects
         .iter()
         .map(|object| object.last_counting.map(position).transpose())
         .collect::<Result<_>>()?;
-    let stamps: Vec<Option<Json<_>>> = objects.iter().map(|object| object.stamps.map(Json)).collect();
-    let anomalies: Vec<Option<Json<_>>> =
-        objects.iter().map(|object| object.clock_anomaly.map(Json)).collect();
+    let stamps: Vec<Option<Json<_>>> = objects
+        .iter()
+        .map(|object| object.stamps.map(Json))
+        .collect();
+    let anomalies: Vec<Option<Json<_>>> = objects
+        .iter()
+        .map(|object| object.clock_anomaly.map(Json))
+        .collect();
     sqlx::query(
         "insert into wal_object (subscription_id, incarnation_id, key, timeline, range_start, range_end,
                                  plaintext_hash, stored_bytes, stamps, last_counting, clock_anomaly)
@@ -117,7 +131,9 @@ async fn insert_objects(
     .await?;
     match conflict {
         None => Ok(()),
-        Some((key,)) => Err(Error::Absurd(format!("object {key:?} with other bytes than before"))),
+        Some((key,)) => Err(Error::Absurd(format!(
+            "object {key:?} with other bytes than before"
+        ))),
     }
 }
 
