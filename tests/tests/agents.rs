@@ -89,6 +89,7 @@ impl Gateway {
         })
     }
 
+    #[expect(clippy::disallowed_methods, reason = "this is the place that makes the test's clients")]
     fn client(&self, identity: Option<&str>) -> Result<Client> {
         let mut client = Client::builder()
             .tls_certs_only([Certificate::from_pem(self.authority.ca_pem().as_bytes())?]);

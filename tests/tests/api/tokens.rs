@@ -86,7 +86,24 @@ async fn a_good_token_opens_the_door_that_the_bad_ones_find_shut() -> Result<()>
 async fn row_1_a_request_without_a_token_is_told_how_to_get_one() -> Result<()> {
     let setting = Setting::new().await?;
     let answer = setting.with(&[]).await?;
-    assert_json_snapshot!(answer.stable(), @"");
+    assert_json_snapshot!(answer.stable(), @r#"
+    {
+      "body": {
+        "error": {
+          "code": "AuthenticationFailed",
+          "message": "Authentication failed. The 'Authorization' header is missing or is not one 'Bearer' token."
+        }
+      },
+      "headers": {
+        "cache-control": "no-cache",
+        "content-type": "application/json; charset=utf-8",
+        "www-authenticate": "Bearer authorization_uri=\"https://issuer.test/\", error=\"invalid_token\", error_description=\"Authentication failed. The 'Authorization' header is missing or is not one 'Bearer' token.\"",
+        "x-ms-correlation-request-id": "[uuid 1]",
+        "x-ms-request-id": "[uuid 2]"
+      },
+      "status": 401
+    }
+    "#);
     Ok(())
 }
 
@@ -153,13 +170,19 @@ async fn row_5_a_key_id_names_a_key_of_ours_and_its_own_algorithm() -> Result<()
         let head = part(&json!({"alg": alg, "typ": "JWT", "kid": kid}));
         setting.refused(alg, &format!("{head}.{claims}.{signature}")).await?;
     }
-    let long = "k".repeat(64 << 10);
+    let long = "k".repeat(4 << 10);
     for kid in ["../../etc/passwd", "' or 1=1 --", "", long.as_str()] {
         let header = Header { kid: Some(kid.to_owned()), ..setting.header() };
         setting.refused("foreign kid", &setting.sign(&header, &setting.claims())?).await?;
     }
     let header = Header { kid: None, ..setting.header() };
-    setting.refused("no kid", &setting.sign(&header, &setting.claims())?).await
+    setting.refused("no kid", &setting.sign(&header, &setting.claims())?).await?;
+
+    // 64 KiB do not get as far as being read (RELIABILITY §4.6).
+    let header = Header { kid: Some("k".repeat(64 << 10)), ..setting.header() };
+    let huge = setting.bearer(&setting.sign(&header, &setting.claims())?).await?;
+    assert_eq!(huge.refusal(), (431, "RequestHeadersTooLarge"));
+    Ok(())
 }
 
 #[tokio::test]

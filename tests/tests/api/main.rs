@@ -1,0 +1,10 @@
+//! The API on a real metadata store, with a manual clock and scripted nodes: what it answers, whom it
+//! lets in, what it refuses.
+
+mod backup;
+mod hostile;
+mod refusals;
+mod resources;
+mod server;
+mod tokens;
+mod with_server;
