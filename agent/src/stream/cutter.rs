@@ -160,13 +160,17 @@ impl Cutter {
                 }
                 // Stamps inside the unit come by again.
                 if object.end <= self.unit.start
-                    && self.high_water.is_none_or(|high| high.at < stamps.largest.at)
+                    && self
+                        .high_water
+                        .is_none_or(|high| high.at < stamps.largest.at)
                 {
                     self.high_water = Some(stamps.largest);
                 }
             }
             self.last_counting = self.last_counting.max(object.last_counting);
-            if object.last_counting.is_some_and(|lsn| lsn < self.unit.start)
+            if object
+                .last_counting
+                .is_some_and(|lsn| lsn < self.unit.start)
                 && object.start >= self.unit.start
             {
                 self.unit.last_counting = object.last_counting;
@@ -281,13 +285,12 @@ impl Cutter {
                 summary.last_counting = Some(record.start);
             }
             if let Some(anomaly) = anomaly {
-                summary.clock_anomaly = Some(summary.clock_anomaly.map_or(anomaly, |known| {
-                    ClockAnomaly {
+                summary.clock_anomaly =
+                    Some(summary.clock_anomaly.map_or(anomaly, |known| ClockAnomaly {
                         from: known.from.min(anomaly.from),
                         to: known.to.max(anomaly.to),
                         at: known.at,
-                    }
-                }));
+                    }));
             }
         }
         if counts {
@@ -467,7 +470,11 @@ mod tests {
     }
 
     fn stamp(at: DateTime<Utc>, lsn: u64) -> Stamp {
-        Stamp { at, lsn: Lsn(lsn), end: Lsn(lsn + 40) }
+        Stamp {
+            at,
+            lsn: Lsn(lsn),
+            end: Lsn(lsn + 40),
+        }
     }
 
     #[test]
@@ -478,19 +485,28 @@ mod tests {
         // Bytes that are no WAL: kept like any other, and they count.
         for _ in 0..UNIT / 512 {
             pieces.extend(cutter.take(&[7; 512], Instant::now()));
-            assert!(pieces.last().is_some_and(|p: &Piece| p.whole.is_some()) || cutter.urgent_since().is_some());
+            assert!(
+                pieces.last().is_some_and(|p: &Piece| p.whole.is_some())
+                    || cutter.urgent_since().is_some()
+            );
             pieces.extend(cutter.cut());
         }
         assert!(cutter.invalid().is_some());
         let whole = pieces.pop().expect("the unit's end");
         let unit = whole.whole.expect("a whole unit");
-        assert_eq!((unit.range.start, unit.range.end), (Lsn(UNIT as u64), Lsn(2 * UNIT as u64)));
+        assert_eq!(
+            (unit.range.start, unit.range.end),
+            (Lsn(UNIT as u64), Lsn(2 * UNIT as u64))
+        );
         assert_eq!(unit.hash, blake3::hash(&vec![7; UNIT]));
         let mut durable = Lsn(UNIT as u64);
         let mut bundles = 0;
         for piece in &pieces {
             assert!(piece.range.start <= durable, "no hole");
-            assert_eq!(piece.range.end.bytes_since(piece.range.start), piece.bytes.len() as u64);
+            assert_eq!(
+                piece.range.end.bytes_since(piece.range.start),
+                piece.bytes.len() as u64
+            );
             if piece.range.start < durable {
                 assert_eq!(piece.bytes.len(), 64 * 512);
                 bundles += 1;
@@ -519,7 +535,10 @@ mod tests {
         assert!(cutter.urgent_since().is_none() && cutter.quiet_since().is_none());
         cutter.take(&[1; 16], Instant::now());
         let piece = cutter.cut().expect("new bytes");
-        assert_eq!((piece.range.start, piece.bytes.len()), (Lsn((1 << 20) + 8192), 16));
+        assert_eq!(
+            (piece.range.start, piece.bytes.len()),
+            (Lsn((1 << 20) + 8192), 16)
+        );
     }
 
     #[test]
@@ -528,11 +547,27 @@ mod tests {
         let noon = DateTime::UNIX_EPOCH + TimeDelta::hours(12);
         let hour = TimeDelta::hours(1);
         assert_eq!(cutter.check_clock(stamp(noon, 100)), None);
-        assert_eq!(cutter.check_clock(stamp(noon - TimeDelta::seconds(2), 200)), None, "not quite in order");
-        assert_eq!(cutter.check_clock(stamp(noon + hour, 300)), None, "a leap forwards is no harm");
-        let marked = cutter.check_clock(stamp(noon + TimeDelta::seconds(1), 400)).expect("an anomaly");
-        assert_eq!((marked.from, marked.to), (noon + TimeDelta::seconds(1), noon + hour));
+        assert_eq!(
+            cutter.check_clock(stamp(noon - TimeDelta::seconds(2), 200)),
+            None,
+            "not quite in order"
+        );
+        assert_eq!(
+            cutter.check_clock(stamp(noon + hour, 300)),
+            None,
+            "a leap forwards is no harm"
+        );
+        let marked = cutter
+            .check_clock(stamp(noon + TimeDelta::seconds(1), 400))
+            .expect("an anomaly");
+        assert_eq!(
+            (marked.from, marked.to),
+            (noon + TimeDelta::seconds(1), noon + hour)
+        );
         assert_eq!(marked.at, Lsn(400));
-        assert_eq!(cutter.check_clock(stamp(noon + TimeDelta::seconds(2), 500)), None);
+        assert_eq!(
+            cutter.check_clock(stamp(noon + TimeDelta::seconds(2), 500)),
+            None
+        );
     }
 }

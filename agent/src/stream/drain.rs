@@ -56,8 +56,10 @@ pub async fn drain_pg_wal(mut config: DrainConfig) -> Result<WalReport> {
     let data_dir = config.data_dir.clone();
     let (at_rest, pg_wal) = blocking(move || {
         let at_rest = AtRest::read(&data_dir)?;
-        let pg_wal = PgWal::of_unknown_size(&data_dir)
-            .map_err(|source| Error::PgWal { what: "list segments", source })?;
+        let pg_wal = PgWal::of_unknown_size(&data_dir).map_err(|source| Error::PgWal {
+            what: "list segments",
+            source,
+        })?;
         Ok((at_rest, pg_wal))
     })
     .await?;
@@ -123,12 +125,15 @@ impl Drain {
     async fn newest_timeline(&self) -> Result<Timeline> {
         let pg_wal = self.putter.pg_wal.clone();
         let found = blocking(move || {
-            pg_wal
-                .newest_history()
-                .map_err(|source| Error::PgWal { what: "list histories", source })
+            pg_wal.newest_history().map_err(|source| Error::PgWal {
+                what: "list histories",
+                source,
+            })
         })
         .await?;
-        Ok(found.map_or(self.at_rest.timeline, |found| found.max(self.at_rest.timeline)))
+        Ok(found.map_or(self.at_rest.timeline, |found| {
+            found.max(self.at_rest.timeline)
+        }))
     }
 
     async fn origin(&mut self, newest: Timeline) -> Result<Origin> {
@@ -163,23 +168,36 @@ impl Drain {
             return Ok(Vec::new());
         }
         let ancestors = history::parse(to, &self.read_history(to).await?)?.ancestors;
-        let steps = ancestors.iter().enumerate().skip_while(|(_, line)| line.timeline != from);
+        let steps = ancestors
+            .iter()
+            .enumerate()
+            .skip_while(|(_, line)| line.timeline != from);
         Ok(steps
-            .map(|(at, line)| (ancestors.get(at + 1).map_or(to, |next| next.timeline), line.switch))
+            .map(|(at, line)| {
+                (
+                    ancestors.get(at + 1).map_or(to, |next| next.timeline),
+                    line.switch,
+                )
+            })
             .collect())
     }
 
     async fn read_history(&self, timeline: Timeline) -> Result<Vec<u8>> {
         let pg_wal = self.putter.pg_wal.clone();
         blocking(move || {
-            pg_wal
-                .history(timeline)
-                .map_err(|source| Error::PgWal { what: "read a history", source })
+            pg_wal.history(timeline).map_err(|source| Error::PgWal {
+                what: "read a history",
+                source,
+            })
         })
         .await
     }
 
-    async fn keep_history(&self, timeline: Timeline, parent_is_ours: bool) -> Result<TimelineStart> {
+    async fn keep_history(
+        &self,
+        timeline: Timeline,
+        parent_is_ours: bool,
+    ) -> Result<TimelineStart> {
         if timeline == Timeline::FIRST {
             return Ok(TimelineStart {
                 timeline,
@@ -198,9 +216,10 @@ impl Drain {
     async fn segments(&self, timeline: Timeline) -> Result<Vec<Lsn>> {
         let pg_wal = self.putter.pg_wal.clone();
         blocking(move || {
-            pg_wal
-                .segments(timeline)
-                .map_err(|source| Error::PgWal { what: "list segments", source })
+            pg_wal.segments(timeline).map_err(|source| Error::PgWal {
+                what: "list segments",
+                source,
+            })
         })
         .await
     }
@@ -234,17 +253,25 @@ impl Drain {
         if end <= origin.durable {
             return Ok(());
         }
-        let mut cutter =
-            Cutter::resume(lineage, origin.durable, Arc::new(StatisticsRelations::default()));
+        let mut cutter = Cutter::resume(
+            lineage,
+            origin.durable,
+            Arc::new(StatisticsRelations::default()),
+        );
         cutter.remember(&origin.objects);
         let mut at = from;
         while at < end {
             let (pg_wal, timeline) = (self.putter.pg_wal.clone(), lineage.timeline);
-            let to = end.min(at + READ_BYTES as u64).min((at + 1).segment_end(lineage.segment_bytes));
+            let to = end
+                .min(at + READ_BYTES as u64)
+                .min((at + 1).segment_end(lineage.segment_bytes));
             let bytes = blocking(move || {
                 pg_wal
                     .read(timeline, at, to)
-                    .map_err(|source| Error::PgWal { what: "read a segment", source })
+                    .map_err(|source| Error::PgWal {
+                        what: "read a segment",
+                        source,
+                    })
             })
             .await?;
             if at == from {
@@ -282,8 +309,10 @@ impl Drain {
     async fn valid_end(&self, lineage: Lineage, from: Lsn) -> Result<Option<Lsn>> {
         let pg_wal = self.putter.pg_wal.clone();
         blocking(move || {
-            walk_to_the_end(&pg_wal, lineage, from)
-                .map_err(|source| Error::PgWal { what: "read a segment", source })
+            walk_to_the_end(&pg_wal, lineage, from).map_err(|source| Error::PgWal {
+                what: "read a segment",
+                source,
+            })
         })
         .await
     }
@@ -294,9 +323,17 @@ impl Drain {
             if start <= durable {
                 continue;
             }
-            if self.valid_end(lineage, start).await?.is_some_and(|end| end > start) {
+            if self
+                .valid_end(lineage, start)
+                .await?
+                .is_some_and(|end| end > start)
+            {
                 let (timeline, end) = (lineage.timeline, start);
-                return Ok(Some(WalGap { timeline, start: durable, end }));
+                return Ok(Some(WalGap {
+                    timeline,
+                    start: durable,
+                    end,
+                }));
             }
         }
         Ok(None)
@@ -310,7 +347,9 @@ fn walk_to_the_end(pg_wal: &PgWal, lineage: Lineage, from: Lsn) -> io::Result<Op
     let mut found = false;
     loop {
         let at = walker.position();
-        let Some(mut file) = pg_wal.open(lineage.timeline, at)? else { break };
+        let Some(mut file) = pg_wal.open(lineage.timeline, at)? else {
+            break;
+        };
         found = true;
         file.sync_data()?;
         file.seek(SeekFrom::Start(at.0 % lineage.segment_bytes))?;
@@ -358,5 +397,7 @@ impl AtRest {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Closed)?
 }

@@ -153,7 +153,12 @@ impl StreamHandle {
     /// not there; the rest lies in its `pg_wal`. The stream has ended either way.
     pub async fn drain_and_close(&self, deadline: Duration) -> bool {
         let (answer, answered) = oneshot::channel();
-        if self.commands.send(Command::Drain(deadline, answer)).await.is_err() {
+        if self
+            .commands
+            .send(Command::Drain(deadline, answer))
+            .await
+            .is_err()
+        {
             return false;
         }
         answered.await.unwrap_or(false)

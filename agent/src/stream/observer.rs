@@ -60,10 +60,10 @@ impl Address {
             .application_name("holdfast stream observer")
             .connect_timeout(PATIENCE)
             .options("-c search_path=pg_catalog -c statement_timeout=10s");
-        let (client, connection) = config
-            .connect(NoTls)
-            .await
-            .map_err(|source| Error::Sql { what: "connect", source })?;
+        let (client, connection) = config.connect(NoTls).await.map_err(|source| Error::Sql {
+            what: "connect",
+            source,
+        })?;
         let driver: JoinHandle<()> = tokio::spawn(async move {
             // Its end is seen by whoever asks next.
             let _ended = connection.await;
@@ -80,7 +80,13 @@ impl Address {
         let mut pairs = Vec::new();
         for (oid, name) in home.databases().await? {
             let session = self.open(&name).await?;
-            pairs.extend(session.statistics_files().await?.into_iter().map(|file| (oid, file)));
+            pairs.extend(
+                session
+                    .statistics_files()
+                    .await?
+                    .into_iter()
+                    .map(|file| (oid, file)),
+            );
         }
         Ok(pairs.into_iter().collect())
     }
@@ -138,7 +144,10 @@ impl Session {
     }
 
     pub async fn slot(&self) -> Result<Option<Slot>> {
-        let sql = |source| Error::Sql { what: "look at its slot", source };
+        let sql = |source| Error::Sql {
+            what: "look at its slot",
+            source,
+        };
         let row = self
             .client
             .query_opt(
@@ -162,12 +171,18 @@ impl Session {
         self.client
             .execute("SELECT pg_terminate_backend($1)", &[&pid])
             .await
-            .map_err(|source| Error::Sql { what: "free its slot", source })?;
+            .map_err(|source| Error::Sql {
+                what: "free its slot",
+                source,
+            })?;
         Ok(())
     }
 
     async fn databases(&self) -> Result<Vec<(u32, String)>> {
-        let sql = |source| Error::Sql { what: "list its databases", source };
+        let sql = |source| Error::Sql {
+            what: "list its databases",
+            source,
+        };
         let rows = self
             .client
             .query(
@@ -182,7 +197,10 @@ impl Session {
     }
 
     async fn statistics_files(&self) -> Result<Vec<u32>> {
-        let sql = |source| Error::Sql { what: "find its statistics", source };
+        let sql = |source| Error::Sql {
+            what: "find its statistics",
+            source,
+        };
         let rows = self
             .client
             .query(

@@ -46,7 +46,9 @@ pub(super) async fn find(
     let mut found: BTreeMap<String, (WalObject, usize)> = BTreeMap::new();
     for store in stores {
         for one in survey(store, data_key, incarnation, from).await? {
-            let entry = found.entry(one.object.key.clone()).or_insert((one.object, 0));
+            let entry = found
+                .entry(one.object.key.clone())
+                .or_insert((one.object, 0));
             entry.1 += 1;
         }
     }
@@ -63,7 +65,10 @@ pub(super) async fn find(
         .unwrap_or(Lsn::ZERO);
     let (covering, reached) = cover(&all, timeline, base);
     for object in &covering {
-        if found.get(&object.key).is_some_and(|(_, copies)| *copies < stores.len()) {
+        if found
+            .get(&object.key)
+            .is_some_and(|(_, copies)| *copies < stores.len())
+        {
             let opened = get_wal(stores, data_key, object).await?;
             put_wal(stores, data_key, opened.header.range, opened.bytes).await?;
         }
@@ -73,7 +78,9 @@ pub(super) async fn find(
         .partition(|object| object.timeline < timeline || object.end <= reached);
     objects.retain(|object| {
         covering.iter().any(|needed| needed.key == object.key)
-            || found.get(&object.key).is_some_and(|(_, copies)| *copies == stores.len())
+            || found
+                .get(&object.key)
+                .is_some_and(|(_, copies)| *copies == stores.len())
     });
     objects.sort_by_key(|object| (object.timeline, object.end, std::cmp::Reverse(object.start)));
     Ok(Some(Origin {

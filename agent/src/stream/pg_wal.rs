@@ -32,11 +32,14 @@ impl PgWal {
         for entry in std::fs::read_dir(&dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            let is_segment = name.len() == 24
-                && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+            let is_segment =
+                name.len() == 24 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
             let length = entry.metadata()?.len();
             if is_segment && length.is_power_of_two() && SEGMENT_SIZES.contains(&length) {
-                return Ok(Some(Self { dir, segment_bytes: length }));
+                return Ok(Some(Self {
+                    dir,
+                    segment_bytes: length,
+                }));
             }
         }
         Ok(None)
@@ -98,7 +101,8 @@ impl PgWal {
     /// The bytes `[from, to)` of one segment.
     pub fn read(&self, timeline: Timeline, from: Lsn, to: Lsn) -> io::Result<Vec<u8>> {
         let file = self.open(timeline, from)?.ok_or(io::ErrorKind::NotFound)?;
-        let length = usize::try_from(to.bytes_since(from)).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let length =
+            usize::try_from(to.bytes_since(from)).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, from.0 % self.segment_bytes)?;
         Ok(bytes)

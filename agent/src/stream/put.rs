@@ -33,7 +33,10 @@ pub(super) struct Trouble(Arc<Mutex<Option<String>>>);
 
 impl Trouble {
     pub fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn set(&self, what: Option<String>) {
@@ -44,7 +47,10 @@ impl Trouble {
 /// The same stores, each attempt shorter: here attempts never end, but somebody wants to know.
 pub(super) fn impatient(stores: Vec<Store>) -> Vec<Store> {
     const BUDGET: Duration = Duration::from_secs(5);
-    stores.into_iter().map(|store| store.with_retry_budget(BUDGET)).collect()
+    stores
+        .into_iter()
+        .map(|store| store.with_retry_budget(BUDGET))
+        .collect()
 }
 
 impl Putter {
@@ -89,7 +95,13 @@ impl Putter {
     }
 
     pub async fn put_once(&self, piece: &Piece) -> holdfast_vault::Result<WalObject> {
-        put_wal(&self.stores, &self.data_key, piece.range.clone(), piece.bytes.clone()).await
+        put_wal(
+            &self.stores,
+            &self.data_key,
+            piece.range.clone(),
+            piece.bytes.clone(),
+        )
+        .await
     }
 
     /// The whole unit: its beginning from the server's own `pg_wal`, its end from the stream. Its hash was

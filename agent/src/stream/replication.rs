@@ -84,7 +84,10 @@ impl Replication {
         let path = socket_dir.join(format!(".s.PGSQL.{port}"));
         let socket = UnixStream::connect(path)
             .await
-            .map_err(|source| Error::Connection { what: "connect", source })?;
+            .map_err(|source| Error::Connection {
+                what: "connect",
+                source,
+            })?;
         let mut this = Self {
             socket,
             inbox: BytesMut::with_capacity(256 << 10),
@@ -121,7 +124,11 @@ impl Replication {
         let rows = self.query("IDENTIFY_SYSTEM", "identification").await?;
         let bad = || Error::Protocol("IDENTIFY_SYSTEM answered something else".to_owned());
         let row = rows.first().ok_or_else(bad)?;
-        let text = |i: usize| row.get(i).and_then(|f| f.as_deref()).and_then(|f| std::str::from_utf8(f).ok());
+        let text = |i: usize| {
+            row.get(i)
+                .and_then(|f| f.as_deref())
+                .and_then(|f| std::str::from_utf8(f).ok())
+        };
         let read = || {
             Some(SystemIdentity {
                 system_identifier: text(0)?.parse().ok()?,
@@ -185,17 +192,26 @@ impl Replication {
                         let start = Lsn(body.get_u64());
                         let server_end = Lsn(body.get_u64());
                         body.advance(8);
-                        return Ok(Incoming::Wal { start, server_end, bytes: body });
+                        return Ok(Incoming::Wal {
+                            start,
+                            server_end,
+                            bytes: body,
+                        });
                     }
                     Some(b'k') if body.len() >= 18 => {
                         body.advance(1);
                         let server_end = Lsn(body.get_u64());
                         body.advance(8);
                         let reply_requested = body.get_u8() != 0;
-                        return Ok(Incoming::KeepAlive { server_end, reply_requested });
+                        return Ok(Incoming::KeepAlive {
+                            server_end,
+                            reply_requested,
+                        });
                     }
                     other => {
-                        return Err(Error::Protocol(format!("a copy message begins with {other:?}")));
+                        return Err(Error::Protocol(format!(
+                            "a copy message begins with {other:?}"
+                        )));
                     }
                 },
                 backend::COPY_DONE_TAG => return Ok(Incoming::TimelineEnded),
@@ -223,7 +239,11 @@ impl Replication {
         self.send(&message).await
     }
 
-    async fn query(&mut self, command: &str, what: &'static str) -> Result<Vec<Vec<Option<Bytes>>>> {
+    async fn query(
+        &mut self,
+        command: &str,
+        what: &'static str,
+    ) -> Result<Vec<Vec<Option<Bytes>>>> {
         self.send_query(command).await?;
         let mut rows = Vec::new();
         let mut failure = None;
@@ -240,12 +260,16 @@ impl Replication {
 
     async fn send_query(&mut self, command: &str) -> Result<()> {
         let mut message = BytesMut::new();
-        frontend::query(command, &mut message).map_err(|error| Error::Protocol(error.to_string()))?;
+        frontend::query(command, &mut message)
+            .map_err(|error| Error::Protocol(error.to_string()))?;
         self.send(&message).await
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        let failed = |source| Error::Connection { what: "send", source };
+        let failed = |source| Error::Connection {
+            what: "send",
+            source,
+        };
         tokio::time::timeout(PATIENCE, self.socket.write_all(bytes))
             .await
             .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
@@ -256,7 +280,10 @@ impl Replication {
     async fn expect_message(&mut self, what: &'static str) -> Result<(u8, Bytes)> {
         let (tag, body) = tokio::time::timeout(PATIENCE, self.message(what))
             .await
-            .map_err(|_| Error::Connection { what, source: io::ErrorKind::TimedOut.into() })??;
+            .map_err(|_| Error::Connection {
+                what,
+                source: io::ErrorKind::TimedOut.into(),
+            })??;
         // An error before the first command ends the connection.
         if tag == backend::ERROR_RESPONSE_TAG && what == "log in" {
             return Err(refusal("the connection", &body));
@@ -273,7 +300,9 @@ impl Replication {
                 let length = usize::try_from(header.len())
                     .ok()
                     .filter(|length| *length <= LARGEST_MESSAGE_BYTES)
-                    .ok_or_else(|| Error::Protocol(format!("a message of {} bytes", header.len())))?;
+                    .ok_or_else(|| {
+                        Error::Protocol(format!("a message of {} bytes", header.len()))
+                    })?;
                 if self.inbox.len() > length {
                     let mut message = self.inbox.split_to(length + 1).freeze();
                     message.advance(5);
@@ -328,7 +357,11 @@ fn refusal(what: &'static str, body: &[u8]) -> Error {
             _ => {}
         }
     }
-    Error::Refused { what, code, message }
+    Error::Refused {
+        what,
+        code,
+        message,
+    }
 }
 
 #[cfg(test)]
@@ -337,7 +370,10 @@ mod tests {
 
     #[test]
     fn an_error_message_is_read_with_its_code() {
-        let error = refusal("a test", b"SERROR\0C58P01\0Mrequested WAL segment is gone\0\0");
+        let error = refusal(
+            "a test",
+            b"SERROR\0C58P01\0Mrequested WAL segment is gone\0\0",
+        );
         assert!(error.segment_is_gone());
         assert!(error.to_string().contains("requested WAL segment is gone"));
     }
@@ -346,7 +382,12 @@ mod tests {
     fn a_data_row_cut_short_is_refused() {
         assert!(columns(Bytes::from_static(&[0, 2, 0, 0, 0, 1])).is_err());
         assert!(columns(Bytes::from_static(&[0])).is_err());
-        let row = columns(Bytes::from_static(&[0, 2, 0, 0, 0, 1, b'x', 255, 255, 255, 255]));
-        assert_eq!(row.expect("a whole row"), [Some(Bytes::from_static(b"x")), None]);
+        let row = columns(Bytes::from_static(&[
+            0, 2, 0, 0, 0, 1, b'x', 255, 255, 255, 255,
+        ]));
+        assert_eq!(
+            row.expect("a whole row"),
+            [Some(Bytes::from_static(b"x")), None]
+        );
     }
 }

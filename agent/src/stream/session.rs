@@ -78,7 +78,10 @@ pub(super) async fn open(
 
     if let Resume::Received(timeline, received) = resume {
         if received > identity.flushed && timeline == identity.timeline {
-            return Err(Error::Behind { durable: received, server: identity.flushed });
+            return Err(Error::Behind {
+                durable: received,
+                server: identity.flushed,
+            });
         }
         start(&mut replication, &sql, received, timeline).await?;
         return Ok(Opened {
@@ -100,7 +103,10 @@ pub(super) async fn open(
 /// Without the list more counts than has to; that is no reason to wait with the stream.
 pub(super) async fn read_statistics(address: &Address) -> StatisticsRelations {
     address.statistics().await.unwrap_or_else(|error| {
-        tracing::warn!(error = error.chain(), "could not find the statistics relations");
+        tracing::warn!(
+            error = error.chain(),
+            "could not find the statistics relations"
+        );
         StatisticsRelations::default()
     })
 }
@@ -127,7 +133,11 @@ async fn start(
     let outcome = replication.start(from, timeline).await;
     if outcome.as_ref().is_err_and(Error::slot_is_in_use) {
         // A receiver of ours that died: PostgreSQL has not noticed yet. The next attempt finds the slot free.
-        if let Some(Slot { active_pid: Some(pid), .. }) = sql.slot().await? {
+        if let Some(Slot {
+            active_pid: Some(pid),
+            ..
+        }) = sql.slot().await?
+        {
             sql.end_session(pid).await?;
         }
     }
@@ -159,7 +169,14 @@ async fn begin(
         _ => {
             let incarnation = config.placement.incarnation;
             let state_dir = &config.state_dir;
-            origin::find(&config.stores, &config.data_key, incarnation, state_dir, unit_bytes).await?
+            origin::find(
+                &config.stores,
+                &config.data_key,
+                incarnation,
+                state_dir,
+                unit_bytes,
+            )
+            .await?
         }
     };
     let mut timelines = Vec::new();
@@ -183,7 +200,10 @@ async fn begin(
         }
     };
     if origin.timeline == identity.timeline && origin.durable > identity.flushed {
-        return Err(Error::Behind { durable: origin.durable, server: identity.flushed });
+        return Err(Error::Behind {
+            durable: origin.durable,
+            server: identity.flushed,
+        });
     }
     // PostgreSQL would say so only after the stream has begun.
     let gap = find_gap(config, &origin).await?;
@@ -191,8 +211,19 @@ async fn begin(
         origin.durable = gap.end;
     }
     let lineage = lineage_of(origin.timeline);
-    start(replication, sql, lineage.unit_start(origin.durable), origin.timeline).await?;
-    Ok(Beginning { lineage, origin, timelines, gap })
+    start(
+        replication,
+        sql,
+        lineage.unit_start(origin.durable),
+        origin.timeline,
+    )
+    .await?;
+    Ok(Beginning {
+        lineage,
+        origin,
+        timelines,
+        gap,
+    })
 }
 
 /// The server may be on a newer timeline than the stores: then the old one is finished first, and once its
@@ -208,7 +239,9 @@ async fn follow(
     }
     let text = replication.timeline_history(identity.timeline).await?;
     let ancestors = history::parse(identity.timeline, &text)?.ancestors;
-    let place = ancestors.iter().position(|line| line.timeline == origin.timeline);
+    let place = ancestors
+        .iter()
+        .position(|line| line.timeline == origin.timeline);
     let Some((at, line)) = place.and_then(|at| Some((at, ancestors.get(at)?))) else {
         return Err(Error::Protocol(format!(
             "timeline {} does not descend from timeline {}",
@@ -218,7 +251,9 @@ async fn follow(
     if origin.durable < line.switch {
         return Ok((origin, None));
     }
-    let next = ancestors.get(at + 1).map_or(identity.timeline, |line| line.timeline);
+    let next = ancestors
+        .get(at + 1)
+        .map_or(identity.timeline, |line| line.timeline);
     let entered = store_history(config, replication, next, true).await?;
     origin.timeline = next;
     origin.durable = line.switch;
@@ -241,7 +276,14 @@ async fn store_history(
     }
     let incarnation = config.placement.incarnation;
     let text = replication.timeline_history(timeline).await?;
-    history::put_history(&config.stores, &config.data_key, incarnation, timeline, &text).await?;
+    history::put_history(
+        &config.stores,
+        &config.data_key,
+        incarnation,
+        timeline,
+        &text,
+    )
+    .await?;
     Ok(history::parse(timeline, &text)?.start(incarnation, parent_is_ours))
 }
 
@@ -253,12 +295,19 @@ async fn find_gap(config: &StreamConfig, origin: &Origin) -> Result<Option<WalGa
     let segments = tokio::task::spawn_blocking(move || pg_wal.segments(timeline))
         .await
         .map_err(|_| Error::Closed)?
-        .map_err(|source| Error::PgWal { what: "list segments", source })?;
+        .map_err(|source| Error::PgWal {
+            what: "list segments",
+            source,
+        })?;
     if segments.contains(&durable.segment_start(config.wal_segment_bytes)) {
         return Ok(None);
     }
     Ok(segments
         .into_iter()
         .find(|start| *start > durable)
-        .map(|end| WalGap { timeline, start: durable, end }))
+        .map(|end| WalGap {
+            timeline,
+            start: durable,
+            end,
+        }))
 }

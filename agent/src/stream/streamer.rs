@@ -126,9 +126,15 @@ impl Streamer {
             timeline: Timeline::FIRST,
             durable: Lsn::ZERO,
         });
-        let ledger = Ledger::new(incarnation, &config.state_dir, known.timeline, known.durable);
+        let ledger = Ledger::new(
+            incarnation,
+            &config.state_dir,
+            known.timeline,
+            known.durable,
+        );
         let ledger = Arc::new(Mutex::new(ledger));
-        let (status, status_seen) = watch::channel(StreamStatus::new(known.timeline, known.durable));
+        let (status, status_seen) =
+            watch::channel(StreamStatus::new(known.timeline, known.durable));
         let (command, commands) = mpsc::channel(16);
         let (_, observations) = mpsc::channel(1);
         let handle = StreamHandle {
@@ -224,7 +230,9 @@ impl Streamer {
         self.sight();
         let durable = self.durable();
         let is_placed = self.cutter.is_some();
-        let reached = self.waiters.extract_if(.., |(lsn, _)| is_placed && *lsn <= durable);
+        let reached = self
+            .waiters
+            .extract_if(.., |(lsn, _)| is_placed && *lsn <= durable);
         for (_, answer) in reached {
             // Whoever waited may have given up.
             let _unheard = answer.send(());
@@ -249,9 +257,14 @@ impl Streamer {
         {
             let urgent = cutter.urgent_since().map(|since| since + URGENT_WAIT);
             let quiet = cutter.quiet_since().map(|since| since + QUIET_WAIT);
-            due = [urgent, quiet].into_iter().flatten().fold(due, Instant::min);
+            due = [urgent, quiet]
+                .into_iter()
+                .flatten()
+                .fold(due, Instant::min);
         }
-        self.draining.as_ref().map_or(due, |draining| due.min(draining.until))
+        self.draining
+            .as_ref()
+            .map_or(due, |draining| due.min(draining.until))
     }
 
     /// Tails wait for each other: the next one takes what came meanwhile.
@@ -270,7 +283,8 @@ impl Streamer {
         let now = Instant::now();
         let hurried = self.draining.is_some() || self.timeline_ended || self.owes_reply;
         let piece = self.cutter.as_mut().and_then(|cutter| {
-            let ripe = |since: Option<Instant>, wait| since.is_some_and(|since| since + wait <= now);
+            let ripe =
+                |since: Option<Instant>, wait| since.is_some_and(|since| since + wait <= now);
             let awaited = self
                 .waiters
                 .iter()
@@ -313,11 +327,17 @@ impl Streamer {
 
     fn all_is_durable(&self) -> bool {
         self.puts.is_empty()
-            && self.cutter.as_ref().is_none_or(|cutter| cutter.received() <= cutter.cut_to())
+            && self
+                .cutter
+                .as_ref()
+                .is_none_or(|cutter| cutter.received() <= cutter.cut_to())
     }
 
     fn begin_drain(&mut self, deadline: Duration, done: oneshot::Sender<bool>) {
-        self.draining = Some(Draining { until: Instant::now() + deadline, done });
+        self.draining = Some(Draining {
+            until: Instant::now() + deadline,
+            done,
+        });
         if !matches!(self.link, Link::Open(_)) {
             self.link = Link::Gone;
         }
@@ -379,7 +399,12 @@ impl Streamer {
                 }
             }
             From::Unit(beginning) => {
-                let Beginning { lineage, origin, timelines, gap } = *beginning;
+                let Beginning {
+                    lineage,
+                    origin,
+                    timelines,
+                    gap,
+                } = *beginning;
                 let mut cutter = Cutter::resume(lineage, origin.durable, opened.statistics);
                 cutter.remember(&origin.objects);
                 {
@@ -409,7 +434,10 @@ impl Streamer {
 
     /// A second session looks at the server's log once a second; it is replaced when it ends.
     fn keep_observing(&mut self) {
-        let is_alive = self.observer.as_ref().is_some_and(|observer| !observer.is_finished());
+        let is_alive = self
+            .observer
+            .as_ref()
+            .is_some_and(|observer| !observer.is_finished());
         if is_alive || !matches!(self.link, Link::Open(_)) {
             return;
         }
@@ -427,10 +455,16 @@ impl Streamer {
 
     async fn take(&mut self, incoming: Incoming) {
         match incoming {
-            Incoming::Wal { start, server_end, bytes } => {
+            Incoming::Wal {
+                start,
+                server_end,
+                bytes,
+            } => {
                 self.ledger().see_server_flush(server_end);
                 self.prime(&bytes).await;
-                let Some(cutter) = &mut self.cutter else { return };
+                let Some(cutter) = &mut self.cutter else {
+                    return;
+                };
                 if start != cutter.received() {
                     let error = format!("WAL from {start} instead of {}", cutter.received());
                     return self.lose(Error::Protocol(error));
@@ -442,7 +476,10 @@ impl Streamer {
                     self.put(piece);
                 }
             }
-            Incoming::KeepAlive { server_end, reply_requested } => {
+            Incoming::KeepAlive {
+                server_end,
+                reply_requested,
+            } => {
                 self.ledger().see_server_flush(server_end);
                 self.owes_reply |= reply_requested;
             }
@@ -496,7 +533,10 @@ impl Streamer {
     /// The newest look at the server all of whose commits are durable by now (RELIABILITY §5.5, "latest").
     fn sight(&mut self) {
         let Some(cutter) = &self.cutter else { return };
-        while let Some((at, _)) = self.ahead.pop_front_if(|(_, lsn)| *lsn <= cutter.received()) {
+        while let Some((at, _)) = self
+            .ahead
+            .pop_front_if(|(_, lsn)| *lsn <= cutter.received())
+        {
             if self.behind.len() >= MOST_SIGHTINGS {
                 self.behind.pop_front();
             }
@@ -504,7 +544,10 @@ impl Streamer {
         }
         let durable = self.durable();
         let mut seen = None;
-        while let Some((at, _)) = self.behind.pop_front_if(|(_, interest)| *interest <= durable) {
+        while let Some((at, _)) = self
+            .behind
+            .pop_front_if(|(_, interest)| *interest <= durable)
+        {
             seen = Some(at);
         }
         if let Some(at) = seen {

@@ -39,7 +39,9 @@ impl Transactions {
         }
         // Ids are handed out in order (they wrap): one that is not newer than all others may have
         // written something before this walk began.
-        let is_new = self.newest.is_none_or(|newest| xid.wrapping_sub(newest).cast_signed() > 0);
+        let is_new = self
+            .newest
+            .is_none_or(|newest| xid.wrapping_sub(newest).cast_signed() > 0);
         if !is_new {
             return;
         }

@@ -107,7 +107,11 @@ mod tests {
             rmgr,
             info,
             xid: 7,
-            relation: Some(RelFileLocator { tablespace: 1663, database: 5, relation }),
+            relation: Some(RelFileLocator {
+                tablespace: 1663,
+                database: 5,
+                relation,
+            }),
             stamped_at: None,
             ends_subtransactions: false,
             transactional_message: false,
@@ -165,7 +169,9 @@ mod tests {
         assert!(!counts(&record(rmgr::HEAP, 0x20, 2619), &statistics));
         assert!(counts(&record(rmgr::HEAP, 0x20, 2620), &statistics));
         let mut elsewhere = record(rmgr::HEAP, 0x20, 2619);
-        elsewhere.relation = elsewhere.relation.map(|r| RelFileLocator { database: 6, ..r });
+        elsewhere.relation = elsewhere
+            .relation
+            .map(|r| RelFileLocator { database: 6, ..r });
         assert!(counts(&elsewhere, &statistics));
     }
 

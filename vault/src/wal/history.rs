@@ -73,7 +73,10 @@ pub fn parse(timeline: Timeline, text: &[u8]) -> Result<History> {
     if ancestors.is_empty() && timeline != Timeline::FIRST {
         return Err(bad("it names no ancestor".to_owned()));
     }
-    Ok(History { timeline, ancestors })
+    Ok(History {
+        timeline,
+        ancestors,
+    })
 }
 
 /// Keeps the file in every store and returns its key. The same file again is fine, another is a conflict.
@@ -122,13 +125,17 @@ mod tests {
 
     #[test]
     fn a_history_file_reads_as_postgres_writes_it() {
-        let text = b"1\t0/3000060\tafter LSN 0/3000028\n\n2\t0/50000A0\tno recovery target specified\n";
+        let text =
+            b"1\t0/3000060\tafter LSN 0/3000028\n\n2\t0/50000A0\tno recovery target specified\n";
         let history = parse(Timeline(3), text).expect("a good file");
         assert_eq!(history.ancestors.len(), 2);
         assert_eq!(history.ancestors[0].switch, Lsn(0x300_0060));
         assert_eq!(history.ancestors[1].reason, "no recovery target specified");
         let start = history.start(IncarnationId::new(), true);
-        assert_eq!((start.parent, start.switch), (Some(Timeline(2)), Lsn(0x500_00A0)));
+        assert_eq!(
+            (start.parent, start.switch),
+            (Some(Timeline(2)), Lsn(0x500_00A0))
+        );
     }
 
     #[test]

@@ -180,7 +180,9 @@ async fn adopt(store: &Store, data_key: &DataKey, key: &str, ours: &WalHeader) -
     {
         Ok(stored_bytes)
     } else {
-        Err(Error::Conflict { key: key.to_owned() })
+        Err(Error::Conflict {
+            key: key.to_owned(),
+        })
     }
 }
 
@@ -227,13 +229,20 @@ fn parse_header(key: &str, json: &[u8]) -> Result<WalHeader> {
     }
     let segment = header.range.wal_segment_bytes;
     if !segment.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment) {
-        return Err(Error::corrupted(key, format!("WAL segments of {segment} bytes")));
+        return Err(Error::corrupted(
+            key,
+            format!("WAL segments of {segment} bytes"),
+        ));
     }
     Ok(header)
 }
 
 /// Fetches, opens and verifies an object; a copy that is missing or damaged is replaced by the next store's.
-pub async fn get_wal(stores: &[Store], data_key: &DataKey, object: &WalObject) -> Result<OpenedWal> {
+pub async fn get_wal(
+    stores: &[Store],
+    data_key: &DataKey,
+    object: &WalObject,
+) -> Result<OpenedWal> {
     get_anywhere(stores, &object.key, |stored| {
         let opened = open_wal(data_key, &object.key, &stored)?;
         if opened.header.plaintext_hash != object.plaintext_hash {
@@ -256,7 +265,10 @@ pub fn open_wal(data_key: &DataKey, key: &str, stored: &[u8]) -> Result<OpenedWa
     if bytes.len() as u64 != length
         || blake3::hash(&bytes).to_hex().as_str() != header.plaintext_hash
     {
-        return Err(Error::corrupted(key, "its bytes are not those its header describes"));
+        return Err(Error::corrupted(
+            key,
+            "its bytes are not those its header describes",
+        ));
     }
     Ok(OpenedWal { header, bytes })
 }
@@ -295,8 +307,12 @@ mod tests {
         let (stores, key) = ([store(), store()], DataKey::generate().expect("a key"));
         let range = range(IncarnationId::new(), 0, 4096);
         let bytes = Bytes::from(vec![3; 4096]);
-        let first = put_wal(&stores, &key, range.clone(), bytes.clone()).await.expect("put");
-        let again = put_wal(&stores, &key, range.clone(), bytes.clone()).await.expect("put again");
+        let first = put_wal(&stores, &key, range.clone(), bytes.clone())
+            .await
+            .expect("put");
+        let again = put_wal(&stores, &key, range.clone(), bytes.clone())
+            .await
+            .expect("put again");
         assert_eq!(first, again);
         let other = put_wal(&stores, &key, range, Bytes::from(vec![4; 4096])).await;
         assert!(matches!(other, Err(Error::Conflict { .. })));
@@ -307,23 +323,44 @@ mod tests {
     #[tokio::test]
     async fn a_copy_that_is_damaged_or_missing_is_replaced_by_the_other_stores() {
         let (stores, key) = ([store(), store()], DataKey::generate().expect("a key"));
-        let bytes = Bytes::from((0..200_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+        let bytes = Bytes::from(
+            (0..200_000_u32)
+                .flat_map(u32::to_le_bytes)
+                .collect::<Vec<_>>(),
+        );
         let range = range(IncarnationId::new(), 0, 800_000);
-        let object = put_wal(&stores, &key, range, bytes.clone()).await.expect("put");
+        let object = put_wal(&stores, &key, range, bytes.clone())
+            .await
+            .expect("put");
         assert!(stores[0].delete(&object.key).await.expect("deleted"));
-        assert_eq!(get_wal(&stores, &key, &object).await.expect("second copy").bytes, bytes);
+        assert_eq!(
+            get_wal(&stores, &key, &object)
+                .await
+                .expect("second copy")
+                .bytes,
+            bytes
+        );
 
         let stored = stores[1].get(&object.key).await.expect("stored");
         for at in [10, 100, stored.len() / 2, stored.len() - 1] {
             let mut damaged = stored.to_vec();
             damaged[at] ^= 1;
-            assert!(open_wal(&key, &object.key, &damaged).is_err(), "a flipped bit at {at}");
+            assert!(
+                open_wal(&key, &object.key, &damaged).is_err(),
+                "a flipped bit at {at}"
+            );
         }
         assert!(open_wal(&key, &object.key, &stored[..stored.len() - 1]).is_err());
         let elsewhere = object.key.replace("0000000000000000-", "0000000000000001-");
-        assert!(open_wal(&key, &elsewhere, &stored).is_err(), "under another key");
+        assert!(
+            open_wal(&key, &elsewhere, &stored).is_err(),
+            "under another key"
+        );
         let foreign = DataKey::generate().expect("a key");
-        assert!(open_wal(&foreign, &object.key, &stored).is_err(), "of another server");
+        assert!(
+            open_wal(&foreign, &object.key, &stored).is_err(),
+            "of another server"
+        );
     }
 
     #[tokio::test]
@@ -332,9 +369,13 @@ mod tests {
         let incarnation = IncarnationId::new();
         for (start, end) in [(0, 100), (100, 200), (200, 300), (0, 300)] {
             let bytes = Bytes::from(vec![1; (end - start) as usize]);
-            put_wal(&stores, &key, range(incarnation, start, end), bytes).await.expect("put");
+            put_wal(&stores, &key, range(incarnation, start, end), bytes)
+                .await
+                .expect("put");
         }
-        let all = list_wal(&stores[0], &key, incarnation, None).await.expect("a list");
+        let all = list_wal(&stores[0], &key, incarnation, None)
+            .await
+            .expect("a list");
         assert_eq!(all.len(), 4);
         let ends = |objects: &[WalObject]| objects.iter().map(|o| o.end.0).collect::<Vec<_>>();
         let later = list_wal(&stores[0], &key, incarnation, Some((Timeline(1), Lsn(200)))).await;

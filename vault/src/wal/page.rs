@@ -102,7 +102,8 @@ pub fn before_header(at: Lsn, segment_bytes: u64) -> Lsn {
 /// Reads the header of the page that begins at `at`; `bytes` holds exactly [`header_bytes`].
 pub(super) fn parse(bytes: &[u8], at: Lsn, segment_bytes: u64) -> Result<PageHeader, Fault> {
     let u16_at = |i: usize| u16::from_le_bytes([bytes[i], bytes[i + 1]]);
-    let u32_at = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+    let u32_at =
+        |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
     let u64_at = |i: usize| u64::from(u32_at(i)) | u64::from(u32_at(i + 4)) << 32;
 
     let magic = u16_at(0);
@@ -156,7 +157,13 @@ mod tests {
         const SEGMENT: u64 = 16 << 20;
         assert_eq!(before_header(Lsn(SEGMENT + 40), SEGMENT), Lsn(SEGMENT));
         assert_eq!(before_header(Lsn(SEGMENT + 24), SEGMENT), Lsn(SEGMENT + 24));
-        assert_eq!(before_header(Lsn(SEGMENT + 8192 + 24), SEGMENT), Lsn(SEGMENT + 8192));
-        assert_eq!(before_header(Lsn(SEGMENT + 8192), SEGMENT), Lsn(SEGMENT + 8192));
+        assert_eq!(
+            before_header(Lsn(SEGMENT + 8192 + 24), SEGMENT),
+            Lsn(SEGMENT + 8192)
+        );
+        assert_eq!(
+            before_header(Lsn(SEGMENT + 8192), SEGMENT),
+            Lsn(SEGMENT + 8192)
+        );
     }
 }

@@ -115,7 +115,8 @@ pub(super) struct RecordHeader {
 
 impl RecordHeader {
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
-        let u32_at = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        let u32_at =
+            |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
         Self {
             bytes: u32_at(0),
             xid: u32_at(4),
@@ -128,7 +129,13 @@ impl RecordHeader {
 }
 
 /// Makes the record out of its header and the first bytes of its body.
-pub(super) fn read(header: &RecordHeader, body: &[u8], start: Lsn, end: Lsn, dialect: Dialect) -> Record {
+pub(super) fn read(
+    header: &RecordHeader,
+    body: &[u8],
+    start: Lsn,
+    end: Lsn,
+    dialect: Dialect,
+) -> Record {
     let mut record = Record {
         start,
         end,
@@ -264,7 +271,11 @@ mod tests {
             body.extend(&relation);
             assert_eq!(
                 first_block(&body, dialect),
-                Some(RelFileLocator { tablespace: 1, database: 2, relation: 3 }),
+                Some(RelFileLocator {
+                    tablespace: 1,
+                    database: 2,
+                    relation: 3
+                }),
                 "{magic:X}"
             );
         }

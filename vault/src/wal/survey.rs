@@ -41,7 +41,9 @@ pub async fn survey(
     };
     let mut readings = Vec::new();
     for entry in listed {
-        let Some((_, timeline, _, end)) = layout::parse_wal(&entry.key) else { continue };
+        let Some((_, timeline, _, end)) = layout::parse_wal(&entry.key) else {
+            continue;
+        };
         let beyond = from.is_none_or(|(from_timeline, lsn)| {
             timeline > from_timeline || timeline == from_timeline && end > lsn
         });
@@ -49,8 +51,10 @@ pub async fn survey(
             readings.push(read(store, data_key, entry).boxed());
         }
     }
-    let read: Vec<Option<Found>> =
-        stream::iter(readings).buffer_unordered(WIDTH).try_collect().await?;
+    let read: Vec<Option<Found>> = stream::iter(readings)
+        .buffer_unordered(WIDTH)
+        .try_collect()
+        .await?;
     let mut found: Vec<Found> = read.into_iter().flatten().collect();
     found.sort_by_key(|found| (found.object.timeline, found.object.start, found.object.end));
     Ok(found)

@@ -123,7 +123,10 @@ impl SyntheticWal {
     /// Cuts the log at the page boundary inside the newest record, as a crash would, and goes on with a
     /// page that says so.
     pub fn crash_at(&mut self, page: Lsn, last_whole_record: Lsn) {
-        assert!(page.0.is_multiple_of(PAGE_BYTES), "a crash keeps whole pages");
+        assert!(
+            page.0.is_multiple_of(PAGE_BYTES),
+            "a crash keeps whole pages"
+        );
         self.bytes.truncate(page.bytes_since(self.start) as usize);
         self.previous = last_whole_record;
         self.overwrite_next = true;

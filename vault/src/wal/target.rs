@@ -69,7 +69,9 @@ pub async fn resolve<'f>(
     'path: for leg in path(search) {
         let covering = leg.cover(search.objects)?;
         for (index, object) in covering.objects.iter().enumerate() {
-            let Some(stamps) = object.stamps else { continue };
+            let Some(stamps) = object.stamps else {
+                continue;
+            };
             let (inside, past) = (stamps.first.lsn >= leg.from, stamps.last.lsn < leg.to);
             if inside && past && !search.until.excludes(stamps.largest.at) {
                 newest = Some((stamps.last, leg.timeline));
@@ -92,15 +94,21 @@ pub async fn resolve<'f>(
         }
         // Nothing in front of the hole was too late, so what the hole swallowed may be wanted.
         if let Some((start, end)) = covering.hole {
-            return Err(Error::WalGap { timeline: leg.timeline, start, end });
+            return Err(Error::WalGap {
+                timeline: leg.timeline,
+                start,
+                end,
+            });
         }
     }
-    Ok(newest.map_or(Target::Immediate, |(stamp, timeline)| Target::Lsn {
-        target: stamp.lsn,
-        end: stamp.end,
-        stamp: stamp.at,
-        timeline,
-    }))
+    Ok(
+        newest.map_or(Target::Immediate, |(stamp, timeline)| Target::Lsn {
+            target: stamp.lsn,
+            end: stamp.end,
+            stamp: stamp.at,
+            timeline,
+        }),
+    )
 }
 
 /// The smallest set of objects of one timeline that covers it from `from` on without a hole, and how
@@ -162,7 +170,10 @@ impl Leg {
             None if self.to != Lsn(u64::MAX) && reached < self.to => Some((reached, self.to)),
             _ => None,
         };
-        Ok(Covering { objects: chosen, hole })
+        Ok(Covering {
+            objects: chosen,
+            hole,
+        })
     }
 }
 
@@ -176,7 +187,9 @@ fn path(search: &Search<'_>) -> Vec<Leg> {
             .lineage
             .iter()
             .find(|start| start.timeline == timeline && timeline != search.backup_timeline);
-        let from = branch.map_or(search.backup_stop, |start| start.switch.max(search.backup_stop));
+        let from = branch.map_or(search.backup_stop, |start| {
+            start.switch.max(search.backup_stop)
+        });
         legs.push(Leg { timeline, from, to });
         let Some((parent, switch)) = branch.and_then(|start| Some((start.parent?, start.switch)))
         else {
@@ -211,7 +224,9 @@ async fn walk<'f>(
     let beginning = &opened[0].header.range;
     let segment_bytes = beginning.wal_segment_bytes;
     let (mut walker, mut at) = match (beginning.first_record, beginning.dialect()) {
-        (Some(record), Some(dialect)) => (Walker::at_record(record, segment_bytes, dialect), record),
+        (Some(record), Some(dialect)) => {
+            (Walker::at_record(record, segment_bytes, dialect), record)
+        }
         // One record fills the whole object and ends after it.
         _ => return Ok(Vec::new()),
     };
@@ -222,7 +237,10 @@ async fn walk<'f>(
         let skip = usize::try_from(at.bytes_since(range.start))
             .map_err(|_| Error::corrupted(range.key(), "its range is too long"))?;
         let Some(bytes) = piece.bytes.get(skip..) else {
-            return Err(Error::corrupted(range.key(), "its first record lies outside of it"));
+            return Err(Error::corrupted(
+                range.key(),
+                "its first record lies outside of it",
+            ));
         };
         walker
             .feed(bytes, |record| {
@@ -311,14 +329,20 @@ mod tests {
                         clock_anomaly: None,
                     },
                 };
-                opened.push(OpenedWal { header, bytes: Bytes::copy_from_slice(bytes) });
+                opened.push(OpenedWal {
+                    header,
+                    bytes: Bytes::copy_from_slice(bytes),
+                });
                 start = end;
             }
             let objects = opened
                 .iter()
                 .map(|opened| opened.header.describe(opened.header.range.key(), 1))
                 .collect();
-            Self { opened: Arc::new(opened), objects }
+            Self {
+                opened: Arc::new(opened),
+                objects,
+            }
         }
 
         async fn resolve(&self, search: &Search<'_>) -> Result<Target> {
@@ -369,10 +393,21 @@ mod tests {
         let (shelf, commits) = ten_commits();
         for second in 0..10 {
             for offset in [0, 1, 999] {
-                let found = shelf.at(Until::At(at(second * 1000 + offset))).await.expect("resolves");
+                let found = shelf
+                    .at(Until::At(at(second * 1000 + offset)))
+                    .await
+                    .expect("resolves");
                 let (target, end) = commits[second as usize];
                 let stamp = at(second * 1000);
-                assert_eq!(found, Target::Lsn { target, end, stamp, timeline: Timeline(1) });
+                assert_eq!(
+                    found,
+                    Target::Lsn {
+                        target,
+                        end,
+                        stamp,
+                        timeline: Timeline(1)
+                    }
+                );
             }
         }
         let latest = shelf.at(Until::Latest).await.expect("resolves");
@@ -432,7 +467,14 @@ mod tests {
         let end = child.end();
         let other = Shelf::cut(&child, Timeline(2), &[end]);
         shelf.objects.extend(other.objects.clone());
-        shelf.opened = Arc::new(shelf.opened.iter().chain(other.opened.iter()).cloned().collect());
+        shelf.opened = Arc::new(
+            shelf
+                .opened
+                .iter()
+                .chain(other.opened.iter())
+                .cloned()
+                .collect(),
+        );
         let lineage = [TimelineStart {
             timeline: Timeline(2),
             parent: Some(Timeline(1)),
@@ -447,10 +489,20 @@ mod tests {
             backup_stop: Lsn(SEGMENT),
             until,
         };
-        let at_three = shelf.resolve(&search(Until::At(at(3)))).await.expect("resolves");
-        assert!(matches!(at_three, Target::Lsn { target, timeline: Timeline(1), .. } if target == kept.0));
-        let latest = shelf.resolve(&search(Until::Latest)).await.expect("resolves");
-        assert!(matches!(latest, Target::Lsn { target, timeline: Timeline(2), .. } if target == after.0));
+        let at_three = shelf
+            .resolve(&search(Until::At(at(3))))
+            .await
+            .expect("resolves");
+        assert!(
+            matches!(at_three, Target::Lsn { target, timeline: Timeline(1), .. } if target == kept.0)
+        );
+        let latest = shelf
+            .resolve(&search(Until::Latest))
+            .await
+            .expect("resolves");
+        assert!(
+            matches!(latest, Target::Lsn { target, timeline: Timeline(2), .. } if target == after.0)
+        );
     }
 
     #[tokio::test]

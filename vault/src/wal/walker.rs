@@ -73,7 +73,9 @@ enum Step {
     /// The walk begins: the first page header says what the bytes after it are.
     Begin,
     /// The rest of a record that began before the walk did.
-    Skip { left: u32 },
+    Skip {
+        left: u32,
+    },
     /// Padding and page headers before the next record.
     Between,
     Record(Box<Partial>),
@@ -195,7 +197,11 @@ impl Walker {
 
     /// Takes the next bytes and hands each record over as soon as its last byte is there.
     /// After an error the walker stays where the error is.
-    pub fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Record)) -> Result<(), InvalidWal> {
+    pub fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        mut each: impl FnMut(Record),
+    ) -> Result<(), InvalidWal> {
         if let Some(invalid) = self.invalid {
             return Err(invalid);
         }
@@ -274,7 +280,8 @@ impl Walker {
             return Ok(taken);
         }
         self.header_have = 0;
-        self.enter_page(page, needed).map_err(|fault| (page, fault))?;
+        self.enter_page(page, needed)
+            .map_err(|fault| (page, fault))?;
         Ok(taken)
     }
 
@@ -283,14 +290,20 @@ impl Walker {
         if let Some(dialect) = self.dialect
             && dialect != header.dialect
         {
-            return Err(Fault::PageMagicChanges(dialect.magic(), header.dialect.magic()));
+            return Err(Fault::PageMagicChanges(
+                dialect.magic(),
+                header.dialect.magic(),
+            ));
         }
         if let (Some(expected), Some(found)) = (self.system_identifier, header.system_identifier)
             && expected != found
         {
             return Err(Fault::SystemIdentifier(found));
         }
-        if self.timeline.is_some_and(|timeline| header.timeline < timeline) {
+        if self
+            .timeline
+            .is_some_and(|timeline| header.timeline < timeline)
+        {
             return Err(Fault::PageTimeline(header.timeline));
         }
         let found = header.continuation.unwrap_or(0);
@@ -298,7 +311,12 @@ impl Walker {
             Step::Begin => {
                 self.step = match header.continuation {
                     Some(left) if left < LARGEST_BYTES => Step::Skip { left },
-                    Some(left) => return Err(Fault::Continuation { expected: 0, found: left }),
+                    Some(left) => {
+                        return Err(Fault::Continuation {
+                            expected: 0,
+                            found: left,
+                        });
+                    }
                     None => Step::Between,
                 };
             }
@@ -307,7 +325,10 @@ impl Walker {
                 self.step = Step::Between;
             }
             Step::Skip { left } if *left != found => {
-                return Err(Fault::Continuation { expected: *left, found });
+                return Err(Fault::Continuation {
+                    expected: *left,
+                    found,
+                });
             }
             Step::Record(partial) => {
                 let expected = partial.header.map_or_else(
@@ -367,7 +388,10 @@ impl Walker {
             };
             if !linked {
                 let expected = self.previous.unwrap_or(partial.start);
-                return fail(Fault::PreviousRecord { expected, found: header.previous });
+                return fail(Fault::PreviousRecord {
+                    expected,
+                    found: header.previous,
+                });
             }
             partial.header = Some(header);
             if header.bytes == partial.seen {
@@ -406,7 +430,13 @@ impl Walker {
         // The CRC covers the body, then the header up to the CRC itself.
         let found = crc32c::crc32c_append(partial.body_crc, &partial.prefix[..HEADER_BYTES - 4]);
         if found != header.crc {
-            return Err((partial.start, Fault::Crc { expected: header.crc, found }));
+            return Err((
+                partial.start,
+                Fault::Crc {
+                    expected: header.crc,
+                    found,
+                },
+            ));
         }
         let end = aligned(self.at + taken as u64);
         let kept = (header.bytes as usize).min(PREFIX_BYTES);

@@ -45,9 +45,15 @@ fn every_record_is_found_with_its_start_end_relation_and_stamp() {
     let (wal, places) = varied(&[0, 100, 9000, 8, 40_000, 1_500_000, 3, 7, 8100]);
     let (records, outcome, walker) = walk(wal.start, &[&wal.bytes]);
     assert_eq!(outcome, Ok(()));
-    assert_eq!(records.iter().map(|r| (r.start, r.end)).collect::<Vec<_>>(), places);
+    assert_eq!(
+        records.iter().map(|r| (r.start, r.end)).collect::<Vec<_>>(),
+        places
+    );
     assert_eq!(records[3].stamped_at, Some(at(3)));
-    assert_eq!(records[4].relation.map(|r| (r.database, r.relation)), Some((5, 16384)));
+    assert_eq!(
+        records[4].relation.map(|r| (r.database, r.relation)),
+        Some((5, 16384))
+    );
     assert_eq!(walker.valid_end(), wal.position());
     assert_eq!(walker.first_start(), Some(places[0].0));
     assert_eq!(walker.dialect().map(|d| d.major()), Some(15));
@@ -87,7 +93,10 @@ fn a_walk_that_begins_inside_a_record_skips_the_rest_of_it() {
     let page = PAGE_BYTES as usize;
     let (records, outcome, walker) = walk(wal.start + PAGE_BYTES, &[&wal.bytes[page..]]);
     assert_eq!(outcome, Ok(()));
-    assert_eq!(records.iter().map(|r| r.start).collect::<Vec<_>>(), [second.0]);
+    assert_eq!(
+        records.iter().map(|r| r.start).collect::<Vec<_>>(),
+        [second.0]
+    );
     assert_eq!(walker.first_start(), Some(second.0));
 }
 
@@ -100,7 +109,9 @@ fn a_walk_may_begin_at_any_record() {
         let mut walker = Walker::at_record(place.0, SEGMENT, dialect);
         let mut records = Vec::new();
         let from = place.0.bytes_since(wal.start) as usize;
-        walker.feed(&wal.bytes[from..], |record| records.push(record)).expect("good WAL");
+        walker
+            .feed(&wal.bytes[from..], |record| records.push(record))
+            .expect("good WAL");
         assert_eq!(records, all[i..]);
     }
 }
@@ -115,7 +126,10 @@ fn a_record_that_a_crash_cut_off_is_dropped_and_the_walk_goes_on() {
     wal.end();
     let (records, outcome, _) = walk(wal.start, &[&wal.bytes]);
     assert_eq!(outcome, Ok(()));
-    assert_eq!(records.iter().map(|r| r.start).collect::<Vec<_>>(), [whole.0, after.0]);
+    assert_eq!(
+        records.iter().map(|r| r.start).collect::<Vec<_>>(),
+        [whole.0, after.0]
+    );
 }
 
 #[test]
@@ -140,19 +154,35 @@ fn a_recycled_segment_is_known_by_its_page_address() {
     let old = wal.bytes.clone();
     let (records, outcome, walker) = walk(wal.start, &[&wal.bytes, &vec![0; 8192], &old]);
     assert_eq!((records.len(), outcome), (1, Ok(())));
-    assert_eq!(walker.valid_end(), last.1, "zeros end the log before the old page is met");
+    assert_eq!(
+        walker.valid_end(),
+        last.1,
+        "zeros end the log before the old page is met"
+    );
 
     let (_, outcome, _) = walk(Lsn(2 * SEGMENT), &[&old]);
-    assert!(matches!(outcome, Err(InvalidWal { fault: Fault::PageAddress(Lsn(SEGMENT)), .. })));
+    assert!(matches!(
+        outcome,
+        Err(InvalidWal {
+            fault: Fault::PageAddress(Lsn(SEGMENT)),
+            ..
+        })
+    ));
 }
 
 #[test]
 fn wal_of_another_cluster_is_refused() {
     let (wal, _) = varied(&[10]);
     let mut walker = Walker::at_page(wal.start, SEGMENT).of_cluster(SYSTEM + 1);
-    let error = walker.feed(&wal.bytes, |_| {}).expect_err("another cluster");
+    let error = walker
+        .feed(&wal.bytes, |_| {})
+        .expect_err("another cluster");
     assert_eq!(error.fault, Fault::SystemIdentifier(SYSTEM));
-    assert_eq!(walker.feed(&[0], |_| {}), Err(error), "it stays where the error is");
+    assert_eq!(
+        walker.feed(&[0], |_| {}),
+        Err(error),
+        "it stays where the error is"
+    );
 }
 
 #[test]
@@ -161,7 +191,13 @@ fn a_version_nobody_taught_the_walker_is_refused() {
     wal.magic = 0xD0FF;
     wal.insert(1, 10);
     let (_, outcome, _) = walk(wal.start, &[&wal.bytes]);
-    assert!(matches!(outcome, Err(InvalidWal { fault: Fault::PageMagic(0xD0FF), .. })));
+    assert!(matches!(
+        outcome,
+        Err(InvalidWal {
+            fault: Fault::PageMagic(0xD0FF),
+            ..
+        })
+    ));
 }
 
 proptest! {

@@ -35,11 +35,17 @@ async fn a_commit_is_in_the_store_within_about_a_second_and_postgres_is_told() {
         .cluster
         .connect()
         .await
-        .query_one("SELECT restart_lsn::text, active FROM pg_replication_slots", &[])
+        .query_one(
+            "SELECT restart_lsn::text, active FROM pg_replication_slots",
+            &[],
+        )
         .await
         .expect("the slot");
     let told: Lsn = row.get::<_, &str>(0).parse().expect("a position");
-    assert!(told <= stream.status().borrow().durable, "never more than durable");
+    assert!(
+        told <= stream.status().borrow().durable,
+        "never more than durable"
+    );
     assert!(row.get::<_, bool>(1));
     stream.close().await;
     site.stop(&postmaster).await;
@@ -54,9 +60,16 @@ async fn latest_moves_on_while_nothing_happens() {
     stream.flush().await.expect("durable");
     let first = until(&stream, "caught up", |status| status.caught_up_at.is_some()).await;
     let objects = site.objects(0).await;
-    let later = until(&stream, "caught up later", |status| status.caught_up_at > first.caught_up_at).await;
+    let later = until(&stream, "caught up later", |status| {
+        status.caught_up_at > first.caught_up_at
+    })
+    .await;
     assert_eq!(later.durable, first.durable);
-    assert_eq!(site.objects(0).await, objects, "an idle server costs nothing");
+    assert_eq!(
+        site.objects(0).await,
+        objects,
+        "an idle server costs nothing"
+    );
     stream.close().await;
     site.stop(&postmaster).await;
 }
@@ -66,7 +79,8 @@ async fn latest_moves_on_while_nothing_happens() {
 async fn housekeeping_alone_makes_no_object_and_no_modification() {
     let site = Site::open(1).await;
     let postmaster = site.start().await;
-    site.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i").await;
+    site.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i")
+        .await;
     let stream = site.stream().await;
     let before = stream.flush().await.expect("durable");
     let counted = until(&stream, "seen", |status| status.last_counting.is_some()).await;
@@ -81,7 +95,10 @@ async fn housekeeping_alone_makes_no_object_and_no_modification() {
     site.sql("ANALYZE").await;
     let lsn = site.commit("CHECKPOINT").await;
     let quiet = until(&stream, "received", |status| status.received >= lsn).await;
-    assert_eq!(quiet.last_counting, counted.last_counting, "statistics are no modification");
+    assert_eq!(
+        quiet.last_counting, counted.last_counting,
+        "statistics are no modification"
+    );
     let asleep = site.objects(0).await.len();
     assert_eq!(asleep, objects_after_first, "nobody waits for housekeeping");
     assert!(quiet.held_bytes > 0);
@@ -90,7 +107,11 @@ async fn housekeeping_alone_makes_no_object_and_no_modification() {
     let woken = until(&stream, "durable", |status| status.durable >= lsn).await;
     assert!(woken.last_counting > counted.last_counting);
     assert!(woken.durable > before);
-    assert_eq!(site.objects(0).await.len(), asleep + 1, "one object took all of it");
+    assert_eq!(
+        site.objects(0).await.len(),
+        asleep + 1,
+        "one object took all of it"
+    );
     stream.close().await;
     site.stop(&postmaster).await;
 }
@@ -113,9 +134,15 @@ async fn a_restarted_stream_goes_on_and_the_whole_segment_replaces_its_tails() {
     let between = site.commit("INSERT INTO t VALUES (3)").await;
 
     let stream = site.stream().await;
-    until(&stream, "durable", |status| status.durable >= between && status.connected).await;
+    until(&stream, "durable", |status| {
+        status.durable >= between && status.connected
+    })
+    .await;
     let again = stream.report();
-    assert!(again.objects.iter().any(|object| object.end == durable), "told again after a restart");
+    assert!(
+        again.objects.iter().any(|object| object.end == durable),
+        "told again after a restart"
+    );
     let third = commits_of(&site).await;
     site.sql("SELECT pg_switch_wal()").await;
     site.sql("INSERT INTO t VALUES (4)").await;
@@ -129,9 +156,15 @@ async fn a_restarted_stream_goes_on_and_the_whole_segment_replaces_its_tails() {
         .expect("a whole segment");
     assert_eq!(whole.start + SEGMENT, whole.end);
     assert!(report.superseded.len() >= 3, "{:?}", report.superseded);
-    let opened = get_wal(&site.stores, &site.data_key, whole).await.expect("opens");
+    let opened = get_wal(&site.stores, &site.data_key, whole)
+        .await
+        .expect("opens");
     assert_eq!(opened.bytes.len() as u64, SEGMENT);
-    assert_eq!(site.objects(0).await, site.objects(1).await, "every store has the same");
+    assert_eq!(
+        site.objects(0).await,
+        site.objects(1).await,
+        "every store has the same"
+    );
 
     // Each instant still finds its commit, through the whole segment alone.
     let alone: Vec<_> = site
@@ -155,7 +188,10 @@ async fn a_restarted_stream_goes_on_and_the_whole_segment_replaces_its_tails() {
         })
         .await
         .expect("resolves");
-        assert!(matches!(found, Target::Lsn { target, .. } if target == stamp.lsn), "{found:?}");
+        assert!(
+            matches!(found, Target::Lsn { target, .. } if target == stamp.lsn),
+            "{found:?}"
+        );
     }
     stream.close().await;
     site.stop(&postmaster).await;
@@ -183,11 +219,16 @@ async fn crashes_of_server_and_receiver_lose_no_acknowledged_row() {
     for round in 0..4 {
         let stream = site.stream().await;
         let stop = Arc::new(AtomicBool::new(false));
-        let writers: Vec<_> = (0..3).map(|_| tokio::spawn(write(Arc::clone(&site), Arc::clone(&stop)))).collect();
+        let writers: Vec<_> = (0..3)
+            .map(|_| tokio::spawn(write(Arc::clone(&site), Arc::clone(&stop))))
+            .collect();
         // Something of the round is durable, more is under way.
         for _ in 0..3 {
             let durable = stream.status().borrow().durable;
-            until(&stream, "a tail", |status| status.durable > durable && status.connected).await;
+            until(&stream, "a tail", |status| {
+                status.durable > durable && status.connected
+            })
+            .await;
         }
         if round % 2 == 0 {
             postmaster.signal(Signal::SIGKILL);
@@ -208,18 +249,34 @@ async fn crashes_of_server_and_receiver_lose_no_acknowledged_row() {
         }
         postmaster = site.start().await;
         let stream = site.stream().await;
-        let durable = tokio::time::timeout(SOON, stream.flush()).await.expect("in time").expect("durable");
-        assert!(durable >= newest, "round {round}: acknowledged up to {newest}, durable {durable}");
+        let durable = tokio::time::timeout(SOON, stream.flush())
+            .await
+            .expect("in time")
+            .expect("durable");
+        assert!(
+            durable >= newest,
+            "round {round}: acknowledged up to {newest}, durable {durable}"
+        );
         stream.close().await;
     }
     // The last crash is not followed by a start: pg_wal has the rest.
-    crate::postgres::occupancy::evict(&site.cluster.data_dir()).await.expect("nobody runs");
+    crate::postgres::occupancy::evict(&site.cluster.data_dir())
+        .await
+        .expect("nobody runs");
     let report = site.drain().await;
-    assert!(report.durable >= newest, "acknowledged up to {newest}, drained to {}", report.durable);
+    assert!(
+        report.durable >= newest,
+        "acknowledged up to {newest}, drained to {}",
+        report.durable
+    );
     let walked = site.walk(Timeline(1)).await;
     assert_eq!(walked.reached, report.durable);
     assert!(walked.commits.len() as u64 >= acknowledged);
-    println!("{acknowledged} acknowledged rows, {} stamps in the vault from {}", walked.commits.len(), walked.first);
+    println!(
+        "{acknowledged} acknowledged rows, {} stamps in the vault from {}",
+        walked.commits.len(),
+        walked.first
+    );
 }
 
 /// Inserts until told to stop or the server goes; says how many rows were acknowledged and how far.
@@ -229,12 +286,22 @@ async fn write(site: Arc<Site>, stop: Arc<AtomicBool>) -> (u64, Lsn) {
         return (rows, newest);
     };
     while !stop.load(Ordering::SeqCst) {
-        if client.execute("INSERT INTO public.ledger (t) VALUES (repeat('x', 500))", &[]).await.is_err() {
+        if client
+            .execute(
+                "INSERT INTO public.ledger (t) VALUES (repeat('x', 500))",
+                &[],
+            )
+            .await
+            .is_err()
+        {
             break;
         }
         rows += 1;
         // Flushed by now, because the insert was acknowledged.
-        match client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await {
+        match client
+            .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
+            .await
+        {
             Ok(row) => newest = row.get::<_, &str>(0).parse().expect("a position"),
             Err(_) => break,
         }
@@ -260,7 +327,10 @@ async fn a_fast_shutdown_hands_its_last_record_to_the_stream() {
     let report = site.drain().await;
     assert_eq!(report.durable, durable);
     assert_eq!(site.objects(0).await, objects, "nothing was left in pg_wal");
-    assert!(report.caught_up_at.is_some(), "a stopped server is known up to its stop");
+    assert!(
+        report.caught_up_at.is_some(),
+        "a stopped server is known up to its stop"
+    );
 }
 
 #[tokio::test]
@@ -270,27 +340,48 @@ async fn what_a_server_wrote_without_a_receiver_is_drained_from_its_pg_wal() {
     let stream = site.stream().await;
     stream.flush().await.expect("durable");
     stream.close().await;
-    site.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) FROM generate_series(1, 80000) i").await;
+    site.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) FROM generate_series(1, 80000) i")
+        .await;
     let last = site.commit("INSERT INTO t VALUES (0)").await;
     site.stop(&postmaster).await;
 
     let report = site.drain().await;
     assert!(report.durable >= last);
     let stamps = report.objects.iter().filter_map(|object| object.stamps);
-    let newest = stamps.map(|stamps| stamps.last).max_by_key(|stamp| stamp.lsn).expect("a commit");
-    assert_eq!(newest.end, last, "the last commit is in it, and ends where the log was flushed");
-    assert!(report.objects.iter().filter(|o| o.end.0 - o.start.0 == SEGMENT).count() >= 2);
+    let newest = stamps
+        .map(|stamps| stamps.last)
+        .max_by_key(|stamp| stamp.lsn)
+        .expect("a commit");
+    assert_eq!(
+        newest.end, last,
+        "the last commit is in it, and ends where the log was flushed"
+    );
+    assert!(
+        report
+            .objects
+            .iter()
+            .filter(|o| o.end.0 - o.start.0 == SEGMENT)
+            .count()
+            >= 2
+    );
     assert_eq!(site.walk(Timeline(1)).await.reached, report.durable);
 
     let puts = site.stores[0].requests().puts;
     let again = site.drain().await;
     assert_eq!(again.durable, report.durable);
-    assert_eq!(site.stores[0].requests().puts, puts, "nothing new, nothing written");
+    assert_eq!(
+        site.stores[0].requests().puts,
+        puts,
+        "nothing new, nothing written"
+    );
 
     let postmaster = site.start().await;
     let stream = site.stream().await;
     let lsn = site.commit("INSERT INTO t VALUES (-1)").await;
-    until(&stream, "durable after a drain", |status| status.durable >= lsn).await;
+    until(&stream, "durable after a drain", |status| {
+        status.durable >= lsn
+    })
+    .await;
     stream.close().await;
     site.stop(&postmaster).await;
 }
@@ -311,19 +402,32 @@ async fn a_new_timeline_is_followed_with_its_history_first() {
     std::fs::write(&signal, "").expect("written");
     site.cluster.user().chown(&signal).expect("given away");
     let mut spec = site.cluster.spec();
-    spec.settings.push(("restore_command".into(), "/bin/false".into()));
-    let postmaster = crate::postgres::Postmaster::spawn(&spec).await.expect("started");
+    spec.settings
+        .push(("restore_command".into(), "/bin/false".into()));
+    let postmaster = crate::postgres::Postmaster::spawn(&spec)
+        .await
+        .expect("started");
     postmaster.wait_ready(SOON).await.expect("ready");
     let stream = site.stream().await;
     // Ready for connections comes a moment before the end of recovery.
-    until(&stream, "on the new timeline", |status| status.timeline == Timeline(2)).await;
+    until(&stream, "on the new timeline", |status| {
+        status.timeline == Timeline(2)
+    })
+    .await;
     let lsn = site.commit("INSERT INTO t VALUES (2)").await;
     until(&stream, "durable", |status| status.durable >= lsn).await;
     let report = stream.report();
-    let start = report.timelines.iter().find(|start| start.timeline == Timeline(2)).expect("told");
+    let start = report
+        .timelines
+        .iter()
+        .find(|start| start.timeline == Timeline(2))
+        .expect("told");
     assert_eq!(start.parent, Some(Timeline(1)));
     let old = site.walk(Timeline(1)).await;
-    assert_eq!(old.reached, start.switch, "the old timeline is durable up to the branch");
+    assert_eq!(
+        old.reached, start.switch,
+        "the old timeline is durable up to the branch"
+    );
     assert!(start.history_key.is_some());
     let history = holdfast_vault::wal::history::get_history(
         &site.stores,

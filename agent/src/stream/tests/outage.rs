@@ -42,7 +42,10 @@ async fn nothing_is_durable_before_every_store_has_it_and_a_shutdown_does_not_wa
     assert!(report.durable >= last, "the last commit came from pg_wal");
     for store in 0..2 {
         let found = site.objects(store).await;
-        assert!(found.iter().any(|object| object.end >= last), "store {store} has it");
+        assert!(
+            found.iter().any(|object| object.end >= last),
+            "store {store} has it"
+        );
     }
     assert_eq!(site.walk(Timeline(1)).await.reached, report.durable);
 }
@@ -76,13 +79,15 @@ async fn wal_that_is_nowhere_any_more_is_reported_as_a_gap() {
     let durable = stream.flush().await.expect("durable");
     stream.close().await;
     // Somebody drops the slot, and PostgreSQL recycles what it kept.
-    site.sql("SELECT pg_drop_replication_slot('holdfast')").await;
+    site.sql("SELECT pg_drop_replication_slot('holdfast')")
+        .await;
     for i in 0..3 {
         site.sql(&format!("INSERT INTO t VALUES ({i})")).await;
         site.sql("SELECT pg_switch_wal()").await;
     }
     site.sql("CHECKPOINT").await;
-    site.sql("INSERT INTO t VALUES (4); SELECT pg_switch_wal()").await;
+    site.sql("INSERT INTO t VALUES (4); SELECT pg_switch_wal()")
+        .await;
     site.sql("CHECKPOINT").await;
 
     let stream = site.stream().await;

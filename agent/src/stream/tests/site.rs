@@ -35,8 +35,17 @@ impl Site {
         let urls: Vec<String> = (0..stores)
             .map(|n| format!("file://{}", root.path().join(format!("vault{n}")).display()))
             .collect();
-        let stores = urls.iter().map(|url| Store::open(url).expect("a store")).collect();
-        let vaults = urls.into_iter().map(|url| VaultRef { id: VaultId::new(), url }).collect();
+        let stores = urls
+            .iter()
+            .map(|url| Store::open(url).expect("a store"))
+            .collect();
+        let vaults = urls
+            .into_iter()
+            .map(|url| VaultRef {
+                id: VaultId::new(),
+                url,
+            })
+            .collect();
         Self {
             cluster: Cluster::create().await,
             stores,
@@ -58,13 +67,18 @@ impl Site {
     }
 
     pub async fn start(&self) -> Postmaster {
-        let postmaster = Postmaster::spawn(&self.cluster.spec()).await.expect("started");
+        let postmaster = Postmaster::spawn(&self.cluster.spec())
+            .await
+            .expect("started");
         postmaster.wait_ready(SOON).await.expect("ready");
         postmaster
     }
 
     pub async fn stop(&self, postmaster: &Postmaster) {
-        postmaster.stop(StopMode::Fast, SOON).await.expect("stopped");
+        postmaster
+            .stop(StopMode::Fast, SOON)
+            .await
+            .expect("stopped");
     }
 
     pub async fn stream(&self) -> StreamHandle {
@@ -85,7 +99,9 @@ impl Site {
             wal_segment_bytes: SEGMENT,
             now: Clock::system().as_fn(),
         });
-        tokio::time::timeout(SOON, handle.wait_slot()).await.expect("a slot");
+        tokio::time::timeout(SOON, handle.wait_slot())
+            .await
+            .expect("a slot");
         handle
     }
 
@@ -108,7 +124,10 @@ impl Site {
     /// One statement after the other, in one session, as a user's tools would send them.
     pub async fn sql(&self, text: &str) {
         let client = self.cluster.connect().await;
-        client.batch_execute("SET search_path = public").await.expect("set");
+        client
+            .batch_execute("SET search_path = public")
+            .await
+            .expect("set");
         for statement in text.split(';') {
             client.batch_execute(statement).await.expect("good SQL");
         }
@@ -132,9 +151,14 @@ impl Site {
     }
 
     pub async fn objects(&self, store: usize) -> Vec<WalObject> {
-        list_wal(&self.stores[store], &self.data_key, self.placement.incarnation, None)
-            .await
-            .expect("a list")
+        list_wal(
+            &self.stores[store],
+            &self.data_key,
+            self.placement.incarnation,
+            None,
+        )
+        .await
+        .expect("a list")
     }
 
     /// The whole log of a timeline as the first store has it, walked: no hole, every record good.
@@ -150,14 +174,22 @@ impl Site {
         let mut walker = Walker::at_page(first, SEGMENT);
         let mut commits = Vec::new();
         for object in &covering {
-            let opened = get_wal(&self.stores, &self.data_key, object).await.expect("opens");
+            let opened = get_wal(&self.stores, &self.data_key, object)
+                .await
+                .expect("opens");
             let skip = walker.position().bytes_since(object.start) as usize;
             walker
-                .feed(&opened.bytes[skip..], |record| commits.extend(record.stamp()))
+                .feed(&opened.bytes[skip..], |record| {
+                    commits.extend(record.stamp())
+                })
                 .expect("good WAL");
         }
         assert_eq!(walker.position(), reached);
-        Walked { first, reached, commits }
+        Walked {
+            first,
+            reached,
+            commits,
+        }
     }
 }
 
@@ -178,6 +210,9 @@ pub(super) async fn until(
     match seen {
         Ok(Ok(status)) => status.clone(),
         Ok(Err(_)) => panic!("the stream ended before: {what}"),
-        Err(_) => panic!("not in time: {what}; {:?}", handle.status().borrow().clone()),
+        Err(_) => panic!(
+            "not in time: {what}; {:?}",
+            handle.status().borrow().clone()
+        ),
     }
 }

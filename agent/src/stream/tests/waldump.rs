@@ -11,19 +11,41 @@ use super::site::{SEGMENT, SOON};
 use crate::postgres::cluster_fixture::PORT;
 use crate::postgres::configuration::{self, ServerConfiguration};
 use crate::postgres::{
-    Installation, Postmaster, PostmasterSpec, ServiceUser, StopMode, connection, initdb, installation,
+    Installation, Postmaster, PostmasterSpec, ServiceUser, StopMode, connection, initdb,
+    installation,
 };
 
 /// Names as `pg_waldump` prints them, by number.
 const MANAGERS: [&str; 22] = [
-    "XLOG", "Transaction", "Storage", "CLOG", "Database", "Tablespace", "MultiXact", "RelMap",
-    "Standby", "Heap2", "Heap", "Btree", "Hash", "Gin", "Gist", "Sequence", "SPGist", "BRIN",
-    "CommitTs", "ReplicationOrigin", "Generic", "LogicalMessage",
+    "XLOG",
+    "Transaction",
+    "Storage",
+    "CLOG",
+    "Database",
+    "Tablespace",
+    "MultiXact",
+    "RelMap",
+    "Standby",
+    "Heap2",
+    "Heap",
+    "Btree",
+    "Hash",
+    "Gin",
+    "Gist",
+    "Sequence",
+    "SPGist",
+    "BRIN",
+    "CommitTs",
+    "ReplicationOrigin",
+    "Generic",
+    "LogicalMessage",
 ];
 
 /// A line of `pg_waldump`, as far as the walker knows the same things.
 fn line(record: &Record) -> String {
-    let stamp = record.stamped_at.map(|at| at.format(" %Y-%m-%d %H:%M:%S%.6f UTC").to_string());
+    let stamp = record
+        .stamped_at
+        .map(|at| at.format(" %Y-%m-%d %H:%M:%S%.6f UTC").to_string());
     format!(
         "{} {} {} {}{}",
         MANAGERS[usize::from(record.rmgr)],
@@ -44,13 +66,19 @@ fn line_of_waldump(text: &str) -> Option<String> {
     let description = after(text, "desc: ")?;
     let mut words = description.split(' ');
     let is_stamped = manager == "Transaction"
-        && matches!(words.next(), Some("COMMIT" | "ABORT" | "COMMIT_PREPARED" | "ABORT_PREPARED"));
+        && matches!(
+            words.next(),
+            Some("COMMIT" | "ABORT" | "COMMIT_PREPARED" | "ABORT_PREPARED")
+        );
     let stamp = is_stamped.then(|| {
-        let at = description.find(" 20").expect("a date");
-        let end = description.find(" UTC").expect("a zone");
-        description[at..end + 4].trim_end_matches(';').to_owned()
+        // Prepared ones name the transaction before the date.
+        let zone = description.find(" UTC").expect("a zone");
+        description[zone - " 2026-11-20 12:00:00.000000".len()..zone + " UTC".len()].to_owned()
     });
-    Some(format!("{manager} {total} {xid} {lsn}{}", stamp.unwrap_or_default()))
+    Some(format!(
+        "{manager} {total} {xid} {lsn}{}",
+        stamp.unwrap_or_default()
+    ))
 }
 
 /// Every major of this machine: 15 where only the system's packages are, more with `HOLDFAST_PG_BIN`.
@@ -58,7 +86,10 @@ fn line_of_waldump(text: &str) -> Option<String> {
 async fn the_walker_reads_what_pg_waldump_reads() {
     let found = installation::discover(&[]).await;
     assert!(found.contains_key(&15), "PostgreSQL 15 is installed");
-    for installation in found.into_values().filter(|found| found.program("pg_waldump").exists()) {
+    for installation in found
+        .into_values()
+        .filter(|found| found.program("pg_waldump").exists())
+    {
         compare(installation).await;
     }
 }
@@ -72,7 +103,9 @@ async fn compare(installation: Installation) {
     let user = ServiceUser::resolve("postgres").expect("this machine has the user");
     let (data_dir, socket_dir) = (root.path().join("data"), root.path().join("s"));
     user.create_dir_with(&socket_dir, 0o755).expect("made");
-    initdb::run(&installation, &data_dir, &user).await.expect("initdb works");
+    initdb::run(&installation, &data_dir, &user)
+        .await
+        .expect("initdb works");
     let server = ServerConfiguration {
         major: installation.major,
         port: PORT,
@@ -97,19 +130,27 @@ async fn compare(installation: Installation) {
     .await
     .expect("started");
     postmaster.wait_ready(SOON).await.expect("ready");
-    let client = connection::connect(&socket_dir, PORT).await.expect("connected");
+    let client = connection::connect(&socket_dir, PORT)
+        .await
+        .expect("connected");
     let sql = async |text: &str| {
         for statement in text.split(';') {
             client.batch_execute(statement).await.expect("good SQL");
         }
     };
     let flushed = async || -> Lsn {
-        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await;
-        row.expect("a row").get::<_, &str>(0).parse().expect("a position")
+        let row = client
+            .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
+            .await;
+        row.expect("a row")
+            .get::<_, &str>(0)
+            .parse()
+            .expect("a position")
     };
 
     // The slot keeps the segments that are compared.
-    sql("SET search_path = public; SELECT pg_create_physical_replication_slot('holdfast', true)").await;
+    sql("SET search_path = public; SELECT pg_create_physical_replication_slot('holdfast', true)")
+        .await;
     let start = flushed().await.segment_start(SEGMENT);
     sql("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS t FROM generate_series(1, 20000) i").await;
     for i in 0..200 {
@@ -128,7 +169,10 @@ async fn compare(installation: Installation) {
     }
     let end = flushed().await;
     drop(client);
-    postmaster.stop(StopMode::Fast, SOON).await.expect("stopped");
+    postmaster
+        .stop(StopMode::Fast, SOON)
+        .await
+        .expect("stopped");
 
     let pg_wal = PgWal::new(&data_dir, SEGMENT);
     let mut walker = Walker::at_page(start, SEGMENT);
@@ -139,11 +183,16 @@ async fn compare(installation: Installation) {
         let bytes = pg_wal.read(Timeline(1), at, to).expect("a segment");
         // Uneven pieces, as a stream would bring them.
         for piece in bytes.chunks(70_001) {
-            walker.feed(piece, |record| ours.push(line(&record))).expect("good WAL");
+            walker
+                .feed(piece, |record| ours.push(line(&record)))
+                .expect("good WAL");
         }
         at = to;
     }
-    assert_eq!(walker.dialect().map(|dialect| dialect.major()), Some(installation.major));
+    assert_eq!(
+        walker.dialect().map(|dialect| dialect.major()),
+        Some(installation.major)
+    );
     let dumped = Command::new(installation.program("pg_waldump"))
         .env("TZ", "UTC")
         .env("PGTZ", "UTC")
@@ -154,7 +203,11 @@ async fn compare(installation: Installation) {
         .expect("pg_waldump runs");
     let text = String::from_utf8_lossy(&dumped.stdout);
     let theirs: Vec<String> = text.lines().filter_map(line_of_waldump).collect();
-    assert!(theirs.len() > 20_000, "{}", String::from_utf8_lossy(&dumped.stderr));
+    assert!(
+        theirs.len() > 20_000,
+        "{}",
+        String::from_utf8_lossy(&dumped.stderr)
+    );
     for (ours, theirs) in ours.iter().zip(&theirs) {
         assert_eq!(ours, theirs);
     }
