@@ -100,7 +100,6 @@ impl ControlPlane {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::PutMode;
     use crate::story::{World, at, caller, idem, minutes, wish};
 
@@ -115,7 +114,14 @@ mod tests {
         let before = it.gauges().await.expect("measured");
         let server = &before.servers[0];
         assert_eq!(before.operations_in_progress, 1);
-        assert_eq!((server.last_backup_success, server.latest, server.backup_bytes), (None, None, 0));
+        assert_eq!(
+            (
+                server.last_backup_success,
+                server.latest,
+                server.backup_bytes
+            ),
+            (None, None, 0)
+        );
         assert_eq!(server.recovery_point_age, minutes(2));
 
         world.run_until_idle().await;
