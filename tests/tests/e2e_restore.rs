@@ -132,6 +132,7 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
     ledger.write(&sql, 200).await?;
     let points = site.restore_points("pg1").await?;
     let age = points["ageSeconds"].as_f64().context("ageSeconds")?;
+    #[expect(clippy::disallowed_methods, reason = "how old something is to somebody outside")]
     let shown = Utc::now();
     ledger.write(&sql, 100).await?;
 
