@@ -30,8 +30,9 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long answers that are under way may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(20);
-/// hyper's own limit, above ours: it answers 431 to what would not even fit the check.
-const HEADER_BUFFER: usize = 64 * 1024;
+/// hyper's own limit, above ours and above any token that deserves a 401: it answers 431 to what would
+/// not even fit the check.
+const HEADER_BUFFER: u32 = 128 * 1024;
 
 /// Serves until `shutdown` is over, then lets what is under way finish.
 ///
@@ -97,12 +98,12 @@ fn builder() -> Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
-        .max_buf_size(HEADER_BUFFER)
+        .max_buf_size(HEADER_BUFFER as usize)
         .max_headers(100);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(20 * 1024)
+        .max_header_list_size(HEADER_BUFFER)
         .max_concurrent_streams(128)
         .max_pending_accept_reset_streams(20)
         .keep_alive_interval(Duration::from_secs(30))
@@ -246,7 +247,7 @@ mod tests {
         }));
         let long = format!(
             "GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}",
-            "a".repeat(HEADER_BUFFER + 1)
+            "a".repeat(HEADER_BUFFER as usize + 1)
         );
         let many = format!(
             "GET / HTTP/1.1\r\nHost: x\r\n{}\r\n",
