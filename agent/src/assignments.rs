@@ -23,12 +23,15 @@ impl Assignments {
         let path = state_dir.join("assignments.json");
         let known = match std::fs::read(&path) {
             Ok(bytes) => {
-                let list: Vec<Assignment> = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                    // The control plane says it all again with the next hello.
-                    tracing::error!(%error, "the cache of assignments cannot be read");
-                    Vec::new()
-                });
-                list.into_iter().map(|a| (a.placement.incarnation, a)).collect()
+                let list: Vec<Assignment> =
+                    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                        // The control plane says it all again with the next hello.
+                        tracing::error!(%error, "the cache of assignments cannot be read");
+                        Vec::new()
+                    });
+                list.into_iter()
+                    .map(|a| (a.placement.incarnation, a))
+                    .collect()
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(Error::file("read", path)(error)),
@@ -69,11 +72,10 @@ impl Assignments {
     }
 
     fn save(&self) -> Result<()> {
-        let text = serde_json::to_vec_pretty(&self.list())
-            .map_err(|error| Error::System {
-                what: "write the cache of assignments",
-                source: error.into(),
-            })?;
+        let text = serde_json::to_vec_pretty(&self.list()).map_err(|error| Error::System {
+            what: "write the cache of assignments",
+            source: error.into(),
+        })?;
         replace_private(&self.path, &text)
     }
 }
@@ -96,17 +98,34 @@ mod tests {
                 server_name: "pg1".into(),
                 major: 15,
                 port: 5501,
-                vaults: vec![VaultRef { id: VaultId::new(), url: "file:///v".into() }],
+                vaults: vec![VaultRef {
+                    id: VaultId::new(),
+                    url: "file:///v".into(),
+                }],
             },
-            wrapped_key: WrappedKey { kek_version: "1".into(), wrapped: "x".into() },
+            wrapped_key: WrappedKey {
+                kek_version: "1".into(),
+                wrapped: "x".into(),
+            },
             power: Power::Running,
         };
         let mut cache = Assignments::load(dir.path()).expect("empty");
         cache.put(assignment.clone()).expect("kept");
         cache.set_power(incarnation, Power::Stopped).expect("kept");
         let again = Assignments::load(dir.path()).expect("readable");
-        assert_eq!(again.list(), [Assignment { power: Power::Stopped, ..assignment }]);
+        assert_eq!(
+            again.list(),
+            [Assignment {
+                power: Power::Stopped,
+                ..assignment
+            }]
+        );
         cache.remove(incarnation).expect("kept");
-        assert!(Assignments::load(dir.path()).expect("readable").list().is_empty());
+        assert!(
+            Assignments::load(dir.path())
+                .expect("readable")
+                .list()
+                .is_empty()
+        );
     }
 }

@@ -47,8 +47,14 @@ struct Current {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Complaint {
-    Plain { code: String, #[serde(default)] message: String },
-    Envelope { error: Inner },
+    Plain {
+        code: String,
+        #[serde(default)]
+        message: String,
+    },
+    Envelope {
+        error: Inner,
+    },
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,7 +94,10 @@ impl Gateway {
     }
 
     fn current(&self) -> Current {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Renews the certificate when two thirds of its life are over. Cheap when they are not.
@@ -125,7 +134,12 @@ impl Gateway {
         lease: LeaseRef,
         progress: Option<Progress>,
     ) -> Result<ProgressResponse> {
-        self.call("progress", &ProgressRequest { lease, progress }, RENEW_WITHIN).await
+        self.call(
+            "progress",
+            &ProgressRequest { lease, progress },
+            RENEW_WITHIN,
+        )
+        .await
     }
 
     pub async fn report(&self, lease: LeaseRef, result: &JobResult) -> Result<()> {
@@ -156,7 +170,10 @@ impl Gateway {
         within: Duration,
     ) -> Result<T> {
         let response = self.send(call, body, within).await?;
-        response.json().await.map_err(|source| Error::Gateway { call, source })
+        response
+            .json()
+            .await
+            .map_err(|source| Error::Gateway { call, source })
     }
 
     async fn send(
@@ -205,6 +222,10 @@ fn http_client(
     credentials: Option<&Credentials>,
 ) -> Result<reqwest::Client> {
     let wrong = |error: reqwest::Error| Error::Certificate(error.to_string());
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where an agent makes its client: time limits, one authority, no redirects"
+    )]
     let mut builder = reqwest::Client::builder()
         .https_only(true)
         .tls_certs_only([authority.clone()])
@@ -246,9 +267,12 @@ async fn post(
 
 fn refusal(call: &'static str, status: StatusCode, body: &str) -> Error {
     let (code, message) = match serde_json::from_str(body) {
-        Ok(Complaint::Plain { code, message } | Complaint::Envelope { error: Inner { code, message } }) => {
-            (code, message)
-        }
+        Ok(
+            Complaint::Plain { code, message }
+            | Complaint::Envelope {
+                error: Inner { code, message },
+            },
+        ) => (code, message),
         Err(_) => (String::from("NoBody"), body.chars().take(200).collect()),
     };
     if status == StatusCode::CONFLICT && code == "StaleLease" {
@@ -269,9 +293,15 @@ mod tests {
     #[test]
     fn a_stale_lease_is_told_from_every_other_refusal() {
         let body = r#"{"code":"StaleLease","message":"epoch 2 is newer"}"#;
-        assert!(matches!(refusal("progress", StatusCode::CONFLICT, body), Error::StaleLease));
+        assert!(matches!(
+            refusal("progress", StatusCode::CONFLICT, body),
+            Error::StaleLease
+        ));
         let wrapped = r#"{"error":{"code":"StaleLease","message":""}}"#;
-        assert!(matches!(refusal("report", StatusCode::CONFLICT, wrapped), Error::StaleLease));
+        assert!(matches!(
+            refusal("report", StatusCode::CONFLICT, wrapped),
+            Error::StaleLease
+        ));
         let other = refusal("report", StatusCode::FORBIDDEN, r#"{"code":"NodeRevoked"}"#);
         assert!(matches!(other, Error::Refused { status: 403, .. }));
         assert!(matches!(

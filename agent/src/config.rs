@@ -69,21 +69,32 @@ impl AgentConfig {
             return wrong("name and region must not be empty".into());
         }
         if self.gateway.scheme() != "https" {
-            return wrong(format!("gateway must be an https URL, not {}", self.gateway.scheme()));
+            return wrong(format!(
+                "gateway must be an https URL, not {}",
+                self.gateway.scheme()
+            ));
         }
         let (first, last) = self.port_range;
         if first < 1024 || last < first {
-            return wrong(format!("port_range {first}–{last} is not a range above 1023"));
+            return wrong(format!(
+                "port_range {first}–{last} is not a range above 1023"
+            ));
         }
         if self.max_jobs == 0 {
             return wrong("max_jobs must be at least 1".into());
         }
-        for (what, path) in [("state_dir", &self.state_dir), ("executable", &self.executable)] {
+        for (what, path) in [
+            ("state_dir", &self.state_dir),
+            ("executable", &self.executable),
+        ] {
             if !path.is_absolute() {
                 return wrong(format!("{what} must be an absolute path"));
             }
             // It is written into PostgreSQL's configuration and into socket paths.
-            if path.to_str().is_none_or(|text| text.chars().any(char::is_control)) {
+            if path
+                .to_str()
+                .is_none_or(|text| text.chars().any(char::is_control))
+            {
                 return wrong(format!("{what} must be plain text"));
             }
         }

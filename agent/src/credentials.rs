@@ -48,7 +48,9 @@ impl Request {
         let wrong = |error: rcgen::Error| Error::Certificate(error.to_string());
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(wrong)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, node_name);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, node_name);
         let certificate_request = params
             .serialize_request(&key)
             .and_then(|request| request.pem())
@@ -149,9 +151,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert!(Credentials::load(dir.path()).expect("readable").is_none());
         credentials.save(dir.path()).expect("saved");
-        let mode = std::fs::metadata(dir.path().join(FILE)).expect("there").permissions().mode();
+        let mode = std::fs::metadata(dir.path().join(FILE))
+            .expect("there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
-        let again = Credentials::load(dir.path()).expect("readable").expect("there");
+        let again = Credentials::load(dir.path())
+            .expect("readable")
+            .expect("there");
         assert_eq!(again.identity_pem(), credentials.identity_pem());
         assert!(!again.renewal_is_due(now + TimeDelta::minutes(16 * 60 - 1)));
         assert!(again.renewal_is_due(now + TimeDelta::hours(16)));

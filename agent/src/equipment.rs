@@ -46,7 +46,9 @@ impl Equipment {
         }
         let key_ring = KeyRing::load(&config.key_dir)?;
         if key_ring.is_empty() {
-            return Err(Error::Configuration("key_dir holds no {version}.key file".into()));
+            return Err(Error::Configuration(
+                "key_dir holds no {version}.key file".into(),
+            ));
         }
         Ok(Self {
             run_dir: prepare_run_dir(&config)?,
@@ -126,8 +128,11 @@ impl Equipment {
 
     /// A short directory of one purpose below the run directory, of the service user's.
     pub fn socket_dir(&self, name: &str, mode: u32) -> Result<PathBuf> {
-        if name.is_empty() || name.len() > 40 || name.contains(['/', '\0']) || name.starts_with('.') {
-            return Err(Error::Unquotable { what: "a directory's name" });
+        if name.is_empty() || name.len() > 40 || name.contains(['/', '\0']) || name.starts_with('.')
+        {
+            return Err(Error::Unquotable {
+                what: "a directory's name",
+            });
         }
         let path = self.run_dir.join(name);
         self.user.create_dir_with(&path, mode)?;

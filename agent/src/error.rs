@@ -50,7 +50,10 @@ pub enum Error {
     NotStarted { status: String, said: String },
 
     #[error("PostgreSQL did not {what} within {}s", within.as_secs())]
-    Slow { what: &'static str, within: Duration },
+    Slow {
+        what: &'static str,
+        within: Duration,
+    },
 
     #[error("the data directory {} is in use by process {pid}, which does not end", path.display())]
     Occupied { path: PathBuf, pid: i32 },
@@ -210,7 +213,10 @@ impl Error {
     pub fn public_message(&self) -> String {
         match self {
             Self::File { what, source, .. } => {
-                format!("the node could not {what} a file of the server: {}", source.kind())
+                format!(
+                    "the node could not {what} a file of the server: {}",
+                    source.kind()
+                )
             }
             Self::System { what, source } => {
                 format!("the node could not {what}: {}", source.kind())
@@ -229,7 +235,10 @@ impl Error {
             }
             Self::Postgres { what, source } => match source.code() {
                 Some(state) => {
-                    format!("could not {what} on the managed server (SQLSTATE {})", state.code())
+                    format!(
+                        "could not {what} on the managed server (SQLSTATE {})",
+                        state.code()
+                    )
                 }
                 None => format!("could not {what} on the managed server: the connection failed"),
             },
@@ -269,9 +278,9 @@ mod tests {
 
     #[test]
     fn a_users_message_names_no_path_of_the_node() {
-        let error = Error::file("open", "/var/lib/holdfast/servers/x/data")(
-            std::io::Error::from(std::io::ErrorKind::PermissionDenied),
-        );
+        let error = Error::file("open", "/var/lib/holdfast/servers/x/data")(std::io::Error::from(
+            std::io::ErrorKind::PermissionDenied,
+        ));
         assert!(error.to_string().contains("/var/lib/holdfast"));
         let told = JobError::from(error);
         assert!(!told.message.contains('/'), "{}", told.message);

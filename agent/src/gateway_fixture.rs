@@ -57,13 +57,15 @@ impl Call {
     }
 
     /// Ends when the caller has gone without waiting for an answer.
-    pub(crate) fn answer_dropped(mut self) -> impl Future<Output = ()> {
-        async move { self.answer.closed().await }
+    pub(crate) async fn answer_dropped(mut self) {
+        self.answer.closed().await;
     }
 
     fn answer_with(self, status: u16, body: &impl Serialize) {
         // A caller that was dropped meanwhile does not listen.
-        let _ = self.answer.send((status, serde_json::to_vec(body).expect("JSON")));
+        let _ = self
+            .answer
+            .send((status, serde_json::to_vec(body).expect("JSON")));
     }
 }
 
@@ -103,7 +105,11 @@ impl TestGateway {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let url = format!("https://{}", listener.local_addr().expect("bound"));
         let (sender, calls) = mpsc::unbounded_channel();
-        tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), sender));
+        tokio::spawn(accept(
+            listener,
+            TlsAcceptor::from(Arc::new(config)),
+            sender,
+        ));
         Self {
             url,
             ca_file,
@@ -151,7 +157,9 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, calls: mpsc::UnboundedS
     while let Ok((stream, _)) = listener.accept().await {
         let (tls, calls) = (tls.clone(), calls.clone());
         tokio::spawn(async move {
-            let Ok(stream) = tls.accept(stream).await else { return };
+            let Ok(stream) = tls.accept(stream).await else {
+                return;
+            };
             let certified = stream.get_ref().1.peer_certificates().is_some();
             let service = service_fn(move |request| serve(request, certified, calls.clone()));
             let _ = hyper::server::conn::http1::Builder::new()
@@ -169,8 +177,16 @@ async fn serve(
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await?.to_bytes();
     let (answer, answered) = oneshot::channel();
-    let name = path.strip_prefix("/agent/v1/").unwrap_or("unknown").to_owned();
-    let _ = calls.send(Call { name, certified, body, answer });
+    let name = path
+        .strip_prefix("/agent/v1/")
+        .unwrap_or("unknown")
+        .to_owned();
+    let _ = calls.send(Call {
+        name,
+        certified,
+        body,
+        answer,
+    });
     let (status, body) = answered.await.unwrap_or((503, b"{}".to_vec()));
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status.try_into().expect("a status");

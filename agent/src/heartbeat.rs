@@ -24,14 +24,13 @@ const QUIET_EVERY: Duration = Duration::from_secs(15);
 const REPORTS_PER_CALL: usize = 64;
 
 /// One hello: says what there is. The answer is what should be running, and the moment of the question.
-pub async fn hello(
-    node: &Node,
-    gateway: &Gateway,
-    boot: BootId,
-) -> Result<(Vec<Assignment>, u64)> {
+pub async fn hello(node: &Node, gateway: &Gateway, boot: BootId) -> Result<(Vec<Assignment>, u64)> {
     gateway.renew_if_due().await.unwrap_or_else(|error| {
         // A third of the certificate's life is left to try again.
-        tracing::error!(error = chain(&error), "could not renew the node's certificate");
+        tracing::error!(
+            error = chain(&error),
+            "could not renew the node's certificate"
+        );
     });
     let asked = node.moment();
     let answer = gateway
@@ -66,7 +65,10 @@ pub async fn keep_saying_hello(
         };
         match answer {
             Ok((wanted, asked)) => {
-                if reconciling.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
+                if reconciling
+                    .as_ref()
+                    .is_none_or(AbortOnDropHandle::is_finished)
+                {
                     let node = Arc::clone(&node);
                     let task = tokio::spawn(async move { node.reconcile(wanted, asked).await });
                     reconciling = Some(AbortOnDropHandle::new(task));
@@ -127,7 +129,8 @@ impl WalNews {
             self.sent.insert(report.incarnation, (now, report));
         }
         let known: Vec<IncarnationId> = node.servers().iter().map(|s| s.incarnation()).collect();
-        self.sent.retain(|incarnation, _| known.contains(incarnation));
+        self.sent
+            .retain(|incarnation, _| known.contains(incarnation));
         Ok(())
     }
 }
@@ -194,7 +197,8 @@ mod tests {
     fn an_idle_stream_reports_every_fifteen_seconds_and_a_busy_one_at_once() {
         let now = Instant::now();
         let mut news = WalNews::default();
-        let told = |news: &WalNews, durable, at| !news.worth_telling(vec![report(durable)], at).is_empty();
+        let told =
+            |news: &WalNews, durable, at| !news.worth_telling(vec![report(durable)], at).is_empty();
         assert!(told(&news, 8, now));
         news.sent.insert(report(8).incarnation, (now, report(8)));
         assert!(!told(&news, 8, now + Duration::from_secs(14)));

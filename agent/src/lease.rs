@@ -187,7 +187,12 @@ impl Keeper {
                 Some(JobResult::Done(_)) => tracing::info!("job is done"),
                 Some(JobResult::Canceled) => tracing::info!("job was cancelled"),
                 Some(JobResult::Failed(error)) => {
-                    tracing::warn!(code = error.code, message = error.message, retryable = error.retryable, "job failed");
+                    tracing::warn!(
+                        code = error.code,
+                        message = error.message,
+                        retryable = error.retryable,
+                        "job failed"
+                    );
                 }
                 None => tracing::warn!("job's lease was lost"),
             }
@@ -266,7 +271,11 @@ impl Keeper {
             if let Some((why, since)) = stop {
                 cancel.cancel();
                 // Work without a lease has no effect to tidy up after.
-                let patience = if why == Stop::Lost { Duration::from_secs(1) } else { TIDY_UP };
+                let patience = if why == Stop::Lost {
+                    Duration::from_secs(1)
+                } else {
+                    TIDY_UP
+                };
                 if since.elapsed() >= patience {
                     work.abort();
                 }
@@ -303,15 +312,27 @@ impl Keeper {
                     tracing::warn!("the report came too late: the job has another holder");
                     return;
                 }
-                Err(Error::Refused { status, code, message, .. })
-                    if (400..500).contains(&status) && status != 408 && status != 429 =>
-                {
-                    tracing::error!(status, code, message, "the scheduler does not accept a report");
+                Err(Error::Refused {
+                    status,
+                    code,
+                    message,
+                    ..
+                }) if (400..500).contains(&status) && status != 408 && status != 429 => {
+                    tracing::error!(
+                        status,
+                        code,
+                        message,
+                        "the scheduler does not accept a report"
+                    );
                     return;
                 }
                 Err(error) => tracing::warn!(error = chain(&error), "could not report a job"),
             }
-            let patience = if self.shutdown.is_cancelled() { TIDY_UP } else { REPORT_FOR };
+            let patience = if self.shutdown.is_cancelled() {
+                TIDY_UP
+            } else {
+                REPORT_FOR
+            };
             if begun.elapsed() >= patience || self.lost.is_cancelled() {
                 return;
             }

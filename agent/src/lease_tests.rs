@@ -6,8 +6,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use holdfast_domain::job::{
     HelloRequest, HelloResponse, JobResult, JobSpec, JoinRequest, JoinResponse, LeaseRequest,
-    LeaseResponse, LeasedJob, ProgressRequest, ProgressResponse, PruneSpec, RenewCertificateRequest,
-    ReportRequest, ValidateRequest, VaultRef,
+    LeaseResponse, LeasedJob, ProgressRequest, ProgressResponse, PruneSpec,
+    RenewCertificateRequest, ReportRequest, ValidateRequest, VaultRef,
 };
 use holdfast_domain::{BootId, IncarnationId, JobId, NodeId, VaultId};
 use tokio::task::JoinHandle;
@@ -120,7 +120,10 @@ impl Site {
 fn renewed(call: Call) {
     let request: ProgressRequest = call.body();
     assert!(request.lease.epoch > 0);
-    call.answer(&ProgressResponse { cancel: false, lease_s: 60 });
+    call.answer(&ProgressResponse {
+        cancel: false,
+        lease_s: 60,
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +146,10 @@ async fn a_node_joins_once_and_renews_its_certificate_at_two_thirds() {
         });
         let call = gateway.expect("hello").await;
         assert!(call.certified, "under the new certificate");
-        call.answer(&HelloResponse { node: client.node(), servers: Vec::new() });
+        call.answer(&HelloResponse {
+            node: client.node(),
+            servers: Vec::new(),
+        });
     };
     let ask = async {
         client.renew_if_due().await.expect("renewed");
@@ -169,8 +175,13 @@ async fn a_gateway_with_another_authoritys_certificate_is_not_spoken_to() {
     config.ca_file = other.ca_file.clone();
     config.join_token_file = Some(other.ca_file.clone());
     let inventory = test.node.inventory().expect("looked");
-    let error = Gateway::connect(&config, Clock::system(), inventory).await.expect_err("refused");
-    assert!(matches!(error, Error::Gateway { call: "join", .. }), "{error}");
+    let error = Gateway::connect(&config, Clock::system(), inventory)
+        .await
+        .expect_err("refused");
+    assert!(
+        matches!(error, Error::Gateway { call: "join", .. }),
+        "{error}"
+    );
     test.end().await;
 }
 
@@ -201,7 +212,10 @@ async fn a_cancelled_job_stops_and_says_so() {
     let mut site = Site::open().await;
     site.give(site.job(JobId::new(), 1, 60)).await;
     let renewal = site.gateway.expect("progress").await;
-    renewal.answer(&ProgressResponse { cancel: true, lease_s: 60 });
+    renewal.answer(&ProgressResponse {
+        cancel: true,
+        lease_s: 60,
+    });
     let call = site.until("report").await;
     assert_eq!(call.body::<ReportRequest>().result, JobResult::Canceled);
     call.answer(&serde_json::json!({}));
@@ -214,7 +228,10 @@ async fn a_job_whose_lease_is_stale_or_silent_stops_without_a_report() {
     // Refused by epoch.
     site.give(site.job(JobId::new(), 1, 60)).await;
     let question = site.gateway.expect("validate").await;
-    site.gateway.expect("progress").await.refuse(409, "StaleLease");
+    site.gateway
+        .expect("progress")
+        .await
+        .refuse(409, "StaleLease");
     let first_gone = question.answer_dropped();
     // Not answered at all, and a lease of two seconds.
     site.give(site.job(JobId::new(), 1, 2)).await;
@@ -229,7 +246,9 @@ async fn a_job_whose_lease_is_stale_or_silent_stops_without_a_report() {
             _ = site.gateway.expect("report") => panic!("nobody may report without a lease"),
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), judged).await.expect("the work has stopped");
+    tokio::time::timeout(Duration::from_secs(30), judged)
+        .await
+        .expect("the work has stopped");
     site.end().await;
 }
 
@@ -244,7 +263,9 @@ async fn a_job_that_is_leased_again_never_runs_twice_at_once() {
     let second = site.until("validate").await;
     assert_eq!(second.body::<ValidateRequest>().lease.epoch, 2);
     // The first attempt had ended before the second asked.
-    tokio::time::timeout(Duration::from_secs(5), first_gone).await.expect("it is gone");
+    tokio::time::timeout(Duration::from_secs(5), first_gone)
+        .await
+        .expect("it is gone");
     second.answer(&serde_json::json!({ "may_delete": [] }));
     let report = site.until("report").await;
     assert_eq!(report.body::<ReportRequest>().lease.epoch, 2);

@@ -9,6 +9,7 @@
 //! the control plane for as long as its cached keys and credentials last (RELIABILITY §5.3.8).
 
 pub mod assignments;
+pub mod busy;
 pub mod client;
 pub mod clock;
 pub mod config;

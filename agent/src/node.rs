@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use holdfast_domain::job::{
@@ -17,6 +16,7 @@ use holdfast_vault::key::{DataKey, KeyRing};
 use holdfast_vault::store::Store;
 
 use crate::assignments::Assignments;
+use crate::busy::{BusyGuard, BusyServers};
 use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::equipment::Equipment;
@@ -31,15 +31,7 @@ pub struct Node {
     servers: RwLock<BTreeMap<IncarnationId, ServerHandle>>,
     assignments: Mutex<Assignments>,
     backup_locks: Mutex<HashMap<IncarnationId, Arc<tokio::sync::Mutex<()>>>>,
-    /// Incarnations that a job is working on, and when (by [`Node::moment`]) one last was.
-    busy: Mutex<HashMap<IncarnationId, Busy>>,
-    moments: AtomicU64,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Busy {
-    jobs: u32,
-    until: u64,
+    busy: Arc<BusyServers>,
 }
 
 impl Node {
@@ -52,8 +44,7 @@ impl Node {
             servers: RwLock::default(),
             assignments: Mutex::new(assignments),
             backup_locks: Mutex::default(),
-            busy: Mutex::default(),
-            moments: AtomicU64::new(1),
+            busy: Arc::default(),
         }))
     }
 
@@ -101,7 +92,8 @@ impl Node {
     /// Where one attempt of one job makes a directory that is not finished.
     #[must_use]
     pub fn building_dir(&self, incarnation: IncarnationId, job: JobId, epoch: i64) -> PathBuf {
-        self.servers_dir().join(format!("{incarnation}.{job}.{epoch}.building"))
+        self.servers_dir()
+            .join(format!("{incarnation}.{job}.{epoch}.building"))
     }
 
     /// A short directory that only the service user (and root) can enter.
@@ -143,7 +135,12 @@ impl Node {
     }
 
     fn remember<T>(&self, change: impl FnOnce(&mut Assignments) -> T) -> T {
-        change(&mut self.assignments.lock().unwrap_or_else(PoisonError::into_inner))
+        change(
+            &mut self
+                .assignments
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     /// The handle of an incarnation, made when it is new to this process.
@@ -196,7 +193,9 @@ impl Node {
     /// Ends whatever runs in a server's directory (finished or not) and removes it.
     pub async fn remove_dir(&self, directory: &Path) -> Result<()> {
         if directory.parent() != Some(self.servers_dir().as_path()) {
-            return Err(Error::Configuration("only a server's directory is removed".into()));
+            return Err(Error::Configuration(
+                "only a server's directory is removed".into(),
+            ));
         }
         occupancy::evict(&directory.join("data")).await?;
         let directory = directory.to_path_buf();
@@ -230,7 +229,9 @@ impl Node {
 
     /// Stops a server and drains its WAL.
     pub async fn stop_server(&self, incarnation: IncarnationId) -> Result<Stopped> {
-        let server = self.server(incarnation).ok_or(Error::NoSuchServer(incarnation))?;
+        let server = self
+            .server(incarnation)
+            .ok_or(Error::NoSuchServer(incarnation))?;
         self.remember(|assignments| assignments.set_power(incarnation, Power::Stopped))?;
         server.stop().await
     }
@@ -250,7 +251,10 @@ impl Node {
         incarnation: IncarnationId,
     ) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
-            let mut locks = self.backup_locks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut locks = self
+                .backup_locks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             // Nobody waits for a lock that only this map holds.
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(locks.entry(incarnation).or_default())
@@ -258,24 +262,16 @@ impl Node {
         lock.lock_owned().await
     }
 
-    /// While this lives, an assignment does not change the server's power: a job does.
+    /// While the guard lives, an assignment does not change the server's power: a job does.
     #[must_use]
-    pub fn busy(self: &Arc<Self>, incarnation: IncarnationId) -> BusyGuard {
-        self.with_busy(|busy| busy.entry(incarnation).or_default().jobs += 1);
-        BusyGuard {
-            node: Arc::clone(self),
-            incarnation,
-        }
-    }
-
-    fn with_busy<T>(&self, change: impl FnOnce(&mut HashMap<IncarnationId, Busy>) -> T) -> T {
-        change(&mut self.busy.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn busy(&self, incarnation: IncarnationId) -> BusyGuard {
+        self.busy.begin(incarnation)
     }
 
     /// A moment in the order of this node's events. Take one before asking what should be running.
     #[must_use]
     pub fn moment(&self) -> u64 {
-        self.moments.fetch_add(1, Ordering::AcqRel)
+        self.busy.moment()
     }
 
     /// Takes the servers from the cache of an earlier life and starts those that should run.
@@ -291,7 +287,7 @@ impl Node {
         self.forget_unlisted(&wanted, asked);
         for assignment in wanted {
             let incarnation = assignment.placement.incarnation;
-            if self.is_newer(incarnation, asked) {
+            if self.busy.changed_since(incarnation, asked) {
                 continue;
             }
             let server = self.adopt(&assignment.placement, &assignment.wrapped_key);
@@ -317,8 +313,10 @@ impl Node {
         let result = self.remember(|assignments| {
             for known in assignments.list() {
                 let incarnation = known.placement.incarnation;
-                let listed = wanted.iter().any(|a| a.placement.incarnation == incarnation);
-                if !listed && !self.is_newer(incarnation, asked) {
+                let listed = wanted
+                    .iter()
+                    .any(|a| a.placement.incarnation == incarnation);
+                if !listed && !self.busy.changed_since(incarnation, asked) {
                     assignments.remove(incarnation)?;
                 }
             }
@@ -327,12 +325,6 @@ impl Node {
         if let Err(error) = result {
             tracing::error!(error = chain(&error), "could not keep the assignments");
         }
-    }
-
-    fn is_newer(&self, incarnation: IncarnationId, asked: u64) -> bool {
-        self.with_busy(|busy| {
-            busy.get(&incarnation).is_some_and(|b| b.jobs > 0 || b.until >= asked)
-        })
     }
 
     /// One round of care: drift, logs, and what a stop could not drain.
@@ -360,8 +352,9 @@ impl Node {
     /// What this node can do, for joining and for every hello.
     pub fn inventory(&self) -> Result<NodeInventory> {
         let config = &self.equipment.config;
-        let disk = nix::sys::statvfs::statvfs(&config.state_dir)
-            .map_err(|errno| Error::file("look at the file system of", &config.state_dir)(errno.into()))?;
+        let disk = nix::sys::statvfs::statvfs(&config.state_dir).map_err(|errno| {
+            Error::file("look at the file system of", &config.state_dir)(errno.into())
+        })?;
         Ok(NodeInventory {
             name: config.name.clone(),
             region: config.region.clone(),
@@ -382,7 +375,10 @@ impl Node {
     /// The streams' reports that the scheduler has not kept yet.
     #[must_use]
     pub fn wal_news(&self) -> Vec<WalReport> {
-        self.servers().iter().filter_map(ServerHandle::wal_news).collect()
+        self.servers()
+            .iter()
+            .filter_map(ServerHandle::wal_news)
+            .collect()
     }
 
     pub fn wal_kept(&self, reports: &[WalReport]) {
@@ -395,32 +391,17 @@ impl Node {
 
     /// Stops all servers side by side, each with its last WAL in the store. Their assignments stay.
     pub async fn shut_down(&self) {
-        let servers: Vec<_> = self.servers().into_iter().filter(ServerHandle::is_wanted).collect();
+        let servers: Vec<_> = self
+            .servers()
+            .into_iter()
+            .filter(ServerHandle::is_wanted)
+            .collect();
         futures::future::join_all(servers.iter().map(|server| async move {
             if let Err(error) = server.stop().await {
                 tracing::error!(server.incarnation = %server.incarnation(), error = chain(&error), "could not stop a server");
             }
         }))
         .await;
-    }
-}
-
-/// See [`Node::busy`].
-#[derive(Debug)]
-pub struct BusyGuard {
-    node: Arc<Node>,
-    incarnation: IncarnationId,
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        let moment = self.node.moment();
-        self.node.with_busy(|busy| {
-            if let Some(entry) = busy.get_mut(&self.incarnation) {
-                entry.jobs = entry.jobs.saturating_sub(1);
-                entry.until = moment;
-            }
-        });
     }
 }
 

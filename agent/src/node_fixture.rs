@@ -33,7 +33,9 @@ impl TestNode {
             .tempdir()
             .expect("a temporary directory");
         KeyRing::create(&root.path().join("keys"), "1").expect("a key");
-        let node = Node::open(config(root.path()), Clock::system()).await.expect("opened");
+        let node = Node::open(config(root.path()), Clock::system())
+            .await
+            .expect("opened");
         Self { root, node }
     }
 
@@ -45,7 +47,9 @@ impl TestNode {
                 stream.close().await;
             }
         }
-        self.node = Node::open(config(self.root.path()), Clock::system()).await.expect("opened");
+        self.node = Node::open(config(self.root.path()), Clock::system())
+            .await
+            .expect("opened");
     }
 
     pub(crate) fn context(&self) -> JobContext {
@@ -74,15 +78,23 @@ impl TestNode {
             administrator_login: LOGIN.into(),
             administrator_password: Some(PASSWORD.into()),
         };
-        provision::run(&self.context(), spec).await.expect("provisioned")
+        provision::run(&self.context(), spec)
+            .await
+            .expect("provisioned")
     }
 
     /// A session of the tenant's.
     pub(crate) async fn tenant(&self, placement: &Placement) -> tokio_postgres::Client {
         let server = self.node.server(placement.incarnation).expect("known");
-        connect_as(&server.socket_dir(), server.port(), LOGIN, PASSWORD, "postgres")
-            .await
-            .expect("the administrator gets in")
+        connect_as(
+            &server.socket_dir(),
+            server.port(),
+            LOGIN,
+            PASSWORD,
+            "postgres",
+        )
+        .await
+        .expect("the administrator gets in")
     }
 
     pub(crate) async fn end(self) {

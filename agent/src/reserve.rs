@@ -46,7 +46,10 @@ impl Reserve {
     fn act(&self, used_percent: u64) -> Result<()> {
         if used_percent >= RELEASE_AT_PERCENT {
             match std::fs::remove_file(&self.path) {
-                Ok(()) => tracing::error!(used_percent, "the disk is nearly full: released the reserve"),
+                Ok(()) => tracing::error!(
+                    used_percent,
+                    "the disk is nearly full: released the reserve"
+                ),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::file("release", &self.path)(error)),
             }

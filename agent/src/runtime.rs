@@ -74,7 +74,10 @@ impl Agent {
             boot,
             shutdown.clone(),
         ));
-        tasks.spawn(heartbeat::keep_looking_after(Arc::clone(&node), shutdown.clone()));
+        tasks.spawn(heartbeat::keep_looking_after(
+            Arc::clone(&node),
+            shutdown.clone(),
+        ));
         tasks.spawn(lease::serve(
             Arc::clone(&node),
             Arc::clone(&gateway),
@@ -120,7 +123,10 @@ impl Agent {
         let mut news = heartbeat::WalNews::default();
         let last_word = news.tell(&self.node, &self.gateway, self.boot);
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(5), last_word).await {
-            tracing::info!(error = chain(&error), "the last WAL news is told after the next start");
+            tracing::info!(
+                error = chain(&error),
+                "the last WAL news is told after the next start"
+            );
         }
     }
 }

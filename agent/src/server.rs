@@ -3,13 +3,15 @@
 //! Starting and stopping take turns; reading (what a backup needs) never waits for them. Whatever ends
 //! a postmaster, the rest of its `pg_wal` goes to the store afterwards (RELIABILITY §5.3.6).
 
+mod care;
+
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use holdfast_domain::IncarnationId;
-use holdfast_domain::job::{Placement, ServerObservation, WalReport, WrappedKey};
+use holdfast_domain::job::{Placement, WalReport, WrappedKey};
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
 use tokio::time::Instant;
@@ -19,8 +21,8 @@ use crate::error::{Error, Result, chain};
 use crate::postgres::configuration::{self, ServerConfiguration};
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::{
-    AGENT_ROLE, Connection, Installation, Instance, InstanceState, PostmasterSpec, StopMode,
-    connection, drift, installation, occupancy, server_log,
+    AGENT_ROLE, Connection, Installation, Instance, PostmasterSpec, StopMode, connection,
+    installation, occupancy,
 };
 use crate::stream::{self, DrainConfig, StreamConfig, StreamHandle, Streamer};
 
@@ -29,8 +31,6 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// After that the receiver is gone, and only PostgreSQL's own checkpoint is waited for.
 const FAST_WITHIN: Duration = Duration::from_secs(150);
 const IMMEDIATE_WITHIN: Duration = Duration::from_secs(30);
-/// Adding up a directory's size is not free.
-const SIZE_EVERY: Duration = Duration::from_secs(300);
 
 /// A server as work sees it. Cheap to clone.
 #[derive(Clone)]
@@ -94,15 +94,27 @@ impl ServerHandle {
     }
 
     fn facts(&self) -> (Placement, WrappedKey) {
-        self.0.facts.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .facts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn running(&self) -> Option<Running> {
-        self.0.running.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .running
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn set_running(&self, running: Option<Running>) {
-        *self.0.running.write().unwrap_or_else(PoisonError::into_inner) = running;
+        *self
+            .0
+            .running
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = running;
     }
 
     fn note<T>(&self, change: impl FnOnce(&mut Notes) -> T) -> T {
@@ -166,7 +178,8 @@ impl ServerHandle {
 
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.running().is_some_and(|running| running.instance.state().is_running())
+        self.running()
+            .is_some_and(|running| running.instance.state().is_running())
     }
 
     /// Whether it is meant to run, even if its postmaster is just being started again.
@@ -323,8 +336,10 @@ impl ServerHandle {
                 self.note(|notes| {
                     // A directory that is gone has nothing left to give.
                     notes.drained = matches!(error, Error::DirectoryGone(_));
-                    notes.problem =
-                        Some(format!("its last WAL is not in the store yet: {}", error.public_message()));
+                    notes.problem = Some(format!(
+                        "its last WAL is not in the store yet: {}",
+                        error.public_message()
+                    ));
                 });
                 Stopped {
                     drained: false,
@@ -374,77 +389,4 @@ impl ServerHandle {
             }
         }
     }
-
-    /// One look at the server: its settings, its log, its size.
-    pub(crate) async fn look_after(&self) {
-        if let Err(error) = server_log::trim(&self.log_file()) {
-            tracing::warn!(error = chain(&error), "could not trim a server's log");
-        }
-        let stale = self.note(|notes| notes.size.is_none_or(|(at, _)| at.elapsed() > SIZE_EVERY));
-        if stale {
-            let data_dir = self.data_dir();
-            if let Ok(bytes) = tokio::task::spawn_blocking(move || directory_bytes(&data_dir)).await {
-                self.note(|notes| notes.size = Some((Instant::now(), bytes)));
-            }
-        }
-        let Some(Running { instance, stream }) = self.running() else {
-            return;
-        };
-        let problem = match instance.state() {
-            InstanceState::Failing { reason, attempts } => {
-                tracing::warn!(server.incarnation = %self.incarnation(), attempts, reason, "a server does not stay up");
-                Some(format!("PostgreSQL ended {attempts} times and is started again; its log has the reason"))
-            }
-            InstanceState::Running { .. } => self.drifted(&instance).await,
-            InstanceState::Starting | InstanceState::Stopped => None,
-        };
-        let problem = problem.or_else(|| stream.status().borrow().problem.clone());
-        self.note(|notes| notes.problem = problem);
-    }
-
-    async fn drifted(&self, instance: &Instance) -> Option<String> {
-        let look = async {
-            let session = self.connect().await?;
-            let user = &self.0.equipment.user;
-            drift::check(instance, &session, &self.data_dir(), &self.configuration(), user).await
-        };
-        match look.await {
-            Ok(wrong) if wrong.is_empty() => None,
-            Ok(wrong) => Some(wrong.join("; ")),
-            Err(error) => Some(error.public_message()),
-        }
-    }
-
-    /// Something that somebody has to know; shown until the next look finds it mended.
-    pub(crate) fn complain(&self, problem: String) {
-        self.note(|notes| notes.problem = Some(problem));
-    }
-
-    pub(crate) fn observe(&self) -> ServerObservation {
-        let placement = self.placement();
-        let (data_bytes, problem) =
-            self.note(|notes| (notes.size.map(|(_, bytes)| bytes), notes.problem.clone()));
-        ServerObservation {
-            server: placement.server,
-            incarnation: placement.incarnation,
-            running: self.is_running(),
-            data_bytes,
-            problem,
-        }
-    }
-}
-
-/// Bytes of all regular files below a directory; what disappears meanwhile does not count.
-fn directory_bytes(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
-            Ok(metadata) if metadata.is_file() => metadata.len(),
-            _ => 0,
-        })
-        .sum()
 }

@@ -1,9 +1,7 @@
 //! One trace from the API through the job to what the agent does: the W3C `traceparent` of a leased job
 //! becomes the parent of the job's span.
 
-use opentelemetry::trace::{
-    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
-};
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -19,8 +17,12 @@ pub fn set_parent(span: &Span, traceparent: &str) {
 /// `00-{32 hexadecimal digits}-{16}-{2}`; later versions may carry more fields.
 fn parse(traceparent: &str) -> Option<SpanContext> {
     let mut fields = traceparent.trim().split('-');
-    let (version, trace, span, flags) =
-        (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (version, trace, span, flags) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     let lengths = (version.len(), trace.len(), span.len(), flags.len());
     if version == "ff" || lengths != (2, 32, 16, 2) {
         return None;
@@ -43,7 +45,10 @@ mod tests {
     fn a_trace_context_is_read_and_anything_else_ignored() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let context = parse(good).expect("the standard's example");
-        assert_eq!(context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(
+            context.trace_id().to_string(),
+            "0af7651916cd43dd8448eb211c80319c"
+        );
         assert!(context.is_sampled() && context.is_remote());
         for bad in [
             "",

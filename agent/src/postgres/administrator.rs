@@ -93,7 +93,9 @@ pub async fn set_password(session: &Client, login: &str, password: &SecretString
     check_login(login)?;
     let secret = password.expose_secret();
     if secret.is_empty() || secret.contains('\0') {
-        return Err(Error::Unquotable { what: "the password" });
+        return Err(Error::Unquotable {
+            what: "the password",
+        });
     }
     let verifier = postgres_protocol::password::scram_sha_256(secret.as_bytes());
     session
@@ -116,7 +118,9 @@ async fn install_functions(session: &Client, role: &str) -> Result<()> {
         .await
         .map_err(Error::postgres("look up the administrator's functions"))?;
     if owner.is_some_and(|row| row.get::<_, String>(0) != AGENT_ROLE) {
-        return Err(Error::Drift("schema holdfast_admin belongs to somebody else".into()));
+        return Err(Error::Drift(
+            "schema holdfast_admin belongs to somebody else".into(),
+        ));
     }
     session
         .batch_execute(&format!(
@@ -171,10 +175,23 @@ mod tests {
         let spec = cluster.spec();
         let mut psql = tokio::process::Command::new(spec.installation.program("psql"));
         cluster.user().apply(&mut psql);
-        psql.args(["--no-password", "--no-psqlrc", "-U", AGENT_ROLE, "-c", "SELECT 1", "postgres", "-h"])
-            .arg(&spec.socket_dir)
-            .current_dir("/");
-        psql.output().await.expect("psql is installed").status.success()
+        psql.args([
+            "--no-password",
+            "--no-psqlrc",
+            "-U",
+            AGENT_ROLE,
+            "-c",
+            "SELECT 1",
+            "postgres",
+            "-h",
+        ])
+        .arg(&spec.socket_dir)
+        .current_dir("/");
+        psql.output()
+            .await
+            .expect("psql is installed")
+            .status
+            .success()
     }
 
     #[tokio::test]
@@ -185,12 +202,25 @@ mod tests {
         instance.ready().await.expect("started");
         let password = SecretString::from("pa'ss\\word-1");
         for _ in 0..2 {
-            ensure(&cluster.socket_dir(), PORT, 15, "boss", Some(&password)).await.expect("made");
+            ensure(&cluster.socket_dir(), PORT, 15, "boss", Some(&password))
+                .await
+                .expect("made");
         }
-        assert!(cluster.connect_as("boss", "wrong", "postgres").await.is_err());
-        assert!(!service_user_gets_in(&cluster).await, "peer must tell the agent from PostgreSQL's user");
+        assert!(
+            cluster
+                .connect_as("boss", "wrong", "postgres")
+                .await
+                .is_err()
+        );
+        assert!(
+            !service_user_gets_in(&cluster).await,
+            "peer must tell the agent from PostgreSQL's user"
+        );
         // The operator's way in: the operating system's word instead of a password.
-        let operator = cluster.connect_as(OPERATOR_ROLE, "", "postgres").await.expect("by peer");
+        let operator = cluster
+            .connect_as(OPERATOR_ROLE, "", "postgres")
+            .await
+            .expect("by peer");
         let row = operator
             .query_one("SELECT current_user::text, session_user::text", &[])
             .await
@@ -212,10 +242,17 @@ mod tests {
             "SELECT holdfast_admin.drop_role('Group; DROP ROLE \"x\"')",
             "SELECT holdfast_admin.alter_role('boss', 'another-1')",
         ] {
-            boss.batch_execute(allowed).await.unwrap_or_else(|e| panic!("{allowed}: {e:?}"));
+            boss.batch_execute(allowed)
+                .await
+                .unwrap_or_else(|e| panic!("{allowed}: {e:?}"));
         }
-        let shop = cluster.connect_as("boss", "another-1", "shop").await.expect("a new database");
-        shop.batch_execute("SELECT holdfast_admin.create_role('seller', 's-1')").await.expect("there too");
+        let shop = cluster
+            .connect_as("boss", "another-1", "shop")
+            .await
+            .expect("a new database");
+        shop.batch_execute("SELECT holdfast_admin.create_role('seller', 's-1')")
+            .await
+            .expect("there too");
 
         for escalation in [
             "COPY (SELECT 1) TO PROGRAM 'id'",
@@ -269,11 +306,20 @@ mod tests {
         )
         .await
         .expect("their own schema");
-        refused(&boss, "SELECT holdfast_admin.grant_role('pg_execute_server_program', 'boss')").await;
-        boss.batch_execute("SELECT holdfast_admin.alter_role('clerk', 'secret-2')").await.expect("allowed");
+        refused(
+            &boss,
+            "SELECT holdfast_admin.grant_role('pg_execute_server_program', 'boss')",
+        )
+        .await;
+        boss.batch_execute("SELECT holdfast_admin.alter_role('clerk', 'secret-2')")
+            .await
+            .expect("allowed");
 
         // A clerk may not call them, and nobody became more than they were.
-        let clerk = cluster.connect_as("clerk", "secret-2", "postgres").await.expect("a login");
+        let clerk = cluster
+            .connect_as("clerk", "secret-2", "postgres")
+            .await
+            .expect("a login");
         refused(&clerk, "SELECT holdfast_admin.create_role('x')").await;
         let powerful = cluster
             .connect()
@@ -290,13 +336,19 @@ mod tests {
         // No password was ever in a statement that the server could have logged.
         let log = std::fs::read_to_string(cluster.spec().log_file).expect("there");
         assert!(!log.contains("pa'ss") && !log.contains("pa''ss"));
-        instance.stop(StopMode::Fast, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Fast, Duration::from_secs(30))
+            .await
+            .expect("stopped");
     }
 
     #[test]
     fn reserved_logins_are_refused() {
         for login in ["pg_boss", "PG_boss", "holdfast", "public"] {
-            assert!(matches!(check_login(login), Err(Error::ReservedLogin(_))), "{login}");
+            assert!(
+                matches!(check_login(login), Err(Error::ReservedLogin(_))),
+                "{login}"
+            );
         }
         assert!(check_login("boss").is_ok());
     }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::configuration::{self, ServerConfiguration};
-use super::{Connection, Installation, PostmasterSpec, ServiceUser, connection, initdb, installation};
+use super::{
+    Connection, Installation, PostmasterSpec, ServiceUser, connection, initdb, installation,
+};
 
 /// Free for tests: TCP is never used, so the number only names the socket.
 pub(crate) const PORT: u16 = 5432;
@@ -29,7 +31,10 @@ impl Cluster {
             installation: installation::of(&found, 15).expect("PostgreSQL 15 is installed"),
             root,
         };
-        cluster.user.create_dir_with(&cluster.socket_dir(), 0o755).expect("made");
+        cluster
+            .user
+            .create_dir_with(&cluster.socket_dir(), 0o755)
+            .expect("made");
         initdb::run(&cluster.installation, &cluster.data_dir(), &cluster.user)
             .await
             .expect("initdb works");
@@ -77,7 +82,9 @@ impl Cluster {
     }
 
     pub(crate) async fn connect(&self) -> Connection {
-        connection::connect(&self.socket_dir(), PORT).await.expect("connected")
+        connection::connect(&self.socket_dir(), PORT)
+            .await
+            .expect("connected")
     }
 
     /// As a tenant would: by password, on the socket.

@@ -69,7 +69,9 @@ const fn owned(
 
 /// The owned settings that this major knows.
 pub fn owned_settings(major: u16) -> impl Iterator<Item = &'static OwnedSetting> {
-    OWNED.iter().filter(move |setting| setting.since_major <= major)
+    OWNED
+        .iter()
+        .filter(move |setting| setting.since_major <= major)
 }
 
 /// The rest of what every server gets.
@@ -118,7 +120,10 @@ pub fn write(
 }
 
 /// The files whose content is not ours (any more). Reading them is cheap; it is done every cycle.
-pub fn differing(data_dir: &Path, configuration: &ServerConfiguration) -> Result<Vec<&'static str>> {
+pub fn differing(
+    data_dir: &Path,
+    configuration: &ServerConfiguration,
+) -> Result<Vec<&'static str>> {
     let mut names = Vec::new();
     for (name, text) in files(configuration)? {
         let path = data_dir.join(name);
@@ -134,8 +139,14 @@ fn files(configuration: &ServerConfiguration) -> Result<[(&'static str, String);
     Ok([
         ("postgresql.conf", postgresql_conf(configuration)?),
         ("pg_hba.conf", pg_hba_conf()),
-        ("pg_ident.conf", pg_ident_conf(&configuration.agent_os_user)?),
-        ("postgresql.auto.conf", "# Not used: Holdfast sets parameters.\n".to_owned()),
+        (
+            "pg_ident.conf",
+            pg_ident_conf(&configuration.agent_os_user)?,
+        ),
+        (
+            "postgresql.auto.conf",
+            "# Not used: Holdfast sets parameters.\n".to_owned(),
+        ),
     ])
 }
 
@@ -157,13 +168,14 @@ fn postgresql_conf(configuration: &ServerConfiguration) -> Result<String> {
             line(name, value)?;
         }
     }
-    let socket_dir = configuration
-        .socket_dir
-        .to_str()
-        .ok_or(Error::Unquotable { what: "the socket directory" })?;
+    let socket_dir = configuration.socket_dir.to_str().ok_or(Error::Unquotable {
+        what: "the socket directory",
+    })?;
     // In a list of directories a comma or a quote would end the name.
     if socket_dir.contains([',', '"', ' ']) {
-        return Err(Error::Unquotable { what: "the socket directory" });
+        return Err(Error::Unquotable {
+            what: "the socket directory",
+        });
     }
     line("unix_socket_directories", socket_dir)?;
     line("port", &configuration.port.to_string())?;
@@ -194,7 +206,9 @@ fn pg_ident_conf(agent_os_user: &str) -> Result<String> {
         || agent_os_user.starts_with('/')
         || agent_os_user.chars().any(|c| c.is_control() || c == '"')
     {
-        return Err(Error::Unquotable { what: "the agent's user name" });
+        return Err(Error::Unquotable {
+            what: "the agent's user name",
+        });
     }
     Ok(format!(
         "# Written by Holdfast; changes are undone.\n\
@@ -207,9 +221,14 @@ fn pg_ident_conf(agent_os_user: &str) -> Result<String> {
 /// quotes and has no way to write a line break, so control characters are refused.
 pub fn quote(value: &str) -> Result<String> {
     if value.chars().any(char::is_control) {
-        return Err(Error::Unquotable { what: "a setting's value" });
+        return Err(Error::Unquotable {
+            what: "a setting's value",
+        });
     }
-    Ok(format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''")))
+    Ok(format!(
+        "'{}'",
+        value.replace('\\', "\\\\").replace('\'', "''")
+    ))
 }
 
 /// Writes beside, syncs, renames. The new file never follows a link that somebody left there.
@@ -262,7 +281,11 @@ mod tests {
     #[test]
     fn settings_of_newer_majors_are_not_written_for_older_ones() {
         let text = |major| {
-            postgresql_conf(&ServerConfiguration { major, ..configuration() }).expect("written")
+            postgresql_conf(&ServerConfiguration {
+                major,
+                ..configuration()
+            })
+            .expect("written")
         };
         assert!(!text(14).contains("log_startup_progress_interval"));
         assert!(text(15).contains("log_startup_progress_interval = '10s'"));
@@ -289,8 +312,15 @@ mod tests {
         }
         write(dir.path(), &configuration(), &user).expect("written");
         assert_eq!(std::fs::read_to_string(&victim).expect("there"), "precious");
-        assert!(differing(dir.path(), &configuration()).expect("read").is_empty());
+        assert!(
+            differing(dir.path(), &configuration())
+                .expect("read")
+                .is_empty()
+        );
         std::fs::write(dir.path().join("pg_hba.conf"), "local all all trust\n").expect("written");
-        assert_eq!(differing(dir.path(), &configuration()).expect("read"), ["pg_hba.conf"]);
+        assert_eq!(
+            differing(dir.path(), &configuration()).expect("read"),
+            ["pg_hba.conf"]
+        );
     }
 }

@@ -51,7 +51,10 @@ impl ControlFile {
         };
         if !output.status.success() || text.contains("WARNING") {
             let said = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
-            return Err(failed(output.status.to_string(), super::initdb::last_lines(&said, 3)));
+            return Err(failed(
+                output.status.to_string(),
+                super::initdb::last_lines(&said, 3),
+            ));
         }
         parse(&text).ok_or_else(|| failed("output that is not understood".into(), String::new()))
     }
@@ -68,7 +71,10 @@ fn parse(text: &str) -> Option<ControlFile> {
         wal_segment_bytes: fields.get("Bytes per WAL segment")?.parse().ok()?,
         timeline: Timeline(fields.get("Latest checkpoint's TimeLineID")?.parse().ok()?),
         checkpoint: fields.get("Latest checkpoint location")?.parse().ok()?,
-        redo: fields.get("Latest checkpoint's REDO location")?.parse().ok()?,
+        redo: fields
+            .get("Latest checkpoint's REDO location")?
+            .parse()
+            .ok()?,
         state: (*fields.get("Database cluster state")?).to_owned(),
         checksums: *fields.get("Data page checksum version")? != "0",
     })

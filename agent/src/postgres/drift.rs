@@ -17,11 +17,13 @@ pub async fn settings(session: &Connection, major: u16) -> Result<Vec<String>> {
         .collect();
     let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
     let rows = session
-        .query("SELECT name, setting FROM pg_settings WHERE name = ANY ($1)", &[&names])
+        .query(
+            "SELECT name, setting FROM pg_settings WHERE name = ANY ($1)",
+            &[&names],
+        )
         .await
         .map_err(Error::postgres("read the settings"))?;
-    let found: HashMap<String, String> =
-        rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let found: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     Ok(wanted
         .into_iter()
         .filter_map(|(name, must)| match found.get(name) {
@@ -84,19 +86,40 @@ mod tests {
         let session = cluster.connect().await;
         let look = || async {
             let configuration = cluster.configuration();
-            check(&instance, &session, &cluster.data_dir(), &configuration, cluster.user())
-                .await
-                .expect("looked")
+            check(
+                &instance,
+                &session,
+                &cluster.data_dir(),
+                &configuration,
+                cluster.user(),
+            )
+            .await
+            .expect("looked")
         };
         assert!(look().await.is_empty());
         // Somebody with rights they should not have turns off what backups rest on.
-        session.batch_execute("ALTER SYSTEM SET full_page_writes = off").await.expect("set");
-        session.batch_execute("ALTER SYSTEM SET wal_level = minimal").await.expect("set");
-        session.query_one("SELECT pg_reload_conf()", &[]).await.expect("reloaded");
+        session
+            .batch_execute("ALTER SYSTEM SET full_page_writes = off")
+            .await
+            .expect("set");
+        session
+            .batch_execute("ALTER SYSTEM SET wal_level = minimal")
+            .await
+            .expect("set");
+        session
+            .query_one("SELECT pg_reload_conf()", &[])
+            .await
+            .expect("reloaded");
         assert!(look().await.is_empty());
-        let row = session.query_one("SHOW full_page_writes", &[]).await.expect("read");
+        let row = session
+            .query_one("SHOW full_page_writes", &[])
+            .await
+            .expect("read");
         assert_eq!(row.get::<_, &str>(0), "on");
-        instance.stop(StopMode::Fast, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Fast, Duration::from_secs(30))
+            .await
+            .expect("stopped");
 
         let mut spec = cluster.spec();
         spec.settings.push(("wal_level".into(), "logical".into()));
@@ -105,6 +128,9 @@ mod tests {
         let session = cluster.connect().await;
         let reported = settings(&session, 15).await.expect("looked");
         assert_eq!(reported, ["wal_level is 'logical' and must be 'replica'"]);
-        instance.stop(StopMode::Fast, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Fast, Duration::from_secs(30))
+            .await
+            .expect("stopped");
     }
 }

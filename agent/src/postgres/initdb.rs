@@ -22,7 +22,11 @@ pub async fn run(installation: &Installation, data_dir: &Path, user: &ServiceUse
         .args(["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"])
         // Our own pg_hba.conf replaces what these write, before the first start.
         .args(["--auth-local=peer", "--auth-host=scram-sha-256"])
-        .args(["--text-search-config=english", "--no-instructions", "--no-sync"])
+        .args([
+            "--text-search-config=english",
+            "--no-instructions",
+            "--no-sync",
+        ])
         .current_dir(data_dir)
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -46,6 +50,9 @@ pub async fn run(installation: &Installation, data_dir: &Path, user: &ServiceUse
 
 /// The end of what a program printed: where it says why.
 pub(crate) fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(count)..].join(" | ")
 }

@@ -93,7 +93,9 @@ async fn look_at(bin_dir: &Path) -> Option<Installation> {
         .output()
         .await;
     let text = match output {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
         Ok(output) => {
             tracing::warn!(path = %bin_dir.display(), status = %output.status, "postgres --version failed");
             return None;
@@ -113,7 +115,11 @@ async fn look_at(bin_dir: &Path) -> Option<Installation> {
 
 /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` → 15, `15.18`. Betas are no releases.
 fn parse_version(text: &str) -> Option<(u16, String)> {
-    let version = text.split_once("(PostgreSQL) ")?.1.split_whitespace().next()?;
+    let version = text
+        .split_once("(PostgreSQL) ")?
+        .1
+        .split_whitespace()
+        .next()?;
     let (major, minor) = version.split_once('.')?;
     minor.parse::<u32>().ok()?;
     Some((major.parse().ok()?, version.to_owned()))
@@ -126,7 +132,10 @@ mod tests {
     #[test]
     fn a_version_is_read_with_or_without_a_distributions_suffix() {
         for (text, expected) in [
-            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some((15, "15.18"))),
+            (
+                "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n",
+                Some((15, "15.18")),
+            ),
             ("postgres (PostgreSQL) 18.4\n", Some((18, "18.4"))),
             ("postgres (PostgreSQL) 19beta1\n", None),
             ("postgres 15", None),
@@ -139,7 +148,10 @@ mod tests {
     #[test]
     fn the_environment_comes_before_the_distribution() {
         let dirs = candidates(&["/first".into()], Some("/second:/third:".into()));
-        assert_eq!(dirs[..3], ["/first", "/second", "/third"].map(PathBuf::from));
+        assert_eq!(
+            dirs[..3],
+            ["/first", "/second", "/third"].map(PathBuf::from)
+        );
     }
 
     #[tokio::test]
@@ -147,6 +159,9 @@ mod tests {
         let found = discover(&[]).await;
         let fifteen = of(&found, 15).expect("PostgreSQL 15 is installed here");
         assert!(fifteen.minor.starts_with("15."));
-        assert!(matches!(of(&found, 9), Err(Error::NoSuchMajor { major: 9 })));
+        assert!(matches!(
+            of(&found, 9),
+            Err(Error::NoSuchMajor { major: 9 })
+        ));
     }
 }

@@ -22,9 +22,14 @@ const SETTLED_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstanceState {
     Starting,
-    Running { pid: u32 },
+    Running {
+        pid: u32,
+    },
     /// It died or would not start; another attempt follows after a pause.
-    Failing { reason: String, attempts: u32 },
+    Failing {
+        reason: String,
+        attempts: u32,
+    },
     Stopped,
 }
 
@@ -175,8 +180,11 @@ async fn one_life(
         Ok(postmaster) => postmaster,
         Err(error) => return chain(&error),
     };
-    let mut heard = Orders::default();
-    heard.reloads = orders.borrow().reloads;
+    // A stop that was ordered meanwhile is news to this process; reloads are not.
+    let mut heard = Orders {
+        stop: None,
+        reloads: orders.borrow().reloads,
+    };
     let mut ready = Box::pin(postmaster.wait_ready(READY_WITHIN));
     let mut waiting = true;
     loop {
@@ -190,6 +198,8 @@ async fn one_life(
                     // Ended: the arm below has the status. Slow: let it go on, and say so.
                     Err(error) if postmaster.exited().is_none() => {
                         tracing::warn!(path = %spec.data_dir.display(), error = chain(&error), "a server is slow to start");
+                        ready = Box::pin(postmaster.wait_ready(READY_WITHIN));
+                        waiting = true;
                     }
                     Err(_) => {}
                 }
@@ -244,27 +254,47 @@ mod tests {
             .batch_execute("CREATE TABLE public.t AS SELECT 7 AS x")
             .await
             .expect("written");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.cast_signed()), Signal::SIGKILL)
-            .expect("sent");
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(first.cast_signed()),
+            Signal::SIGKILL,
+        )
+        .expect("sent");
         let second = running_pid(&instance, first).await;
         assert_ne!(first, second);
         let session = cluster.connect().await;
-        let row = session.query_one("SELECT x FROM public.t", &[]).await.expect("read");
+        let row = session
+            .query_one("SELECT x FROM public.t", &[])
+            .await
+            .expect("read");
         assert_eq!(row.get::<_, i32>(0), 7);
-        instance.stop(StopMode::Fast, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Fast, Duration::from_secs(30))
+            .await
+            .expect("stopped");
         assert_eq!(instance.state(), InstanceState::Stopped);
-        assert!(occupancy::holders(&cluster.data_dir()).await.expect("listed").is_empty());
+        assert!(
+            occupancy::holders(&cluster.data_dir())
+                .await
+                .expect("listed")
+                .is_empty()
+        );
     }
 
     #[tokio::test]
     async fn a_postmaster_of_an_earlier_agent_makes_room() {
         let cluster = Cluster::create().await;
         let earlier = Postmaster::spawn(&cluster.spec()).await.expect("spawned");
-        earlier.wait_ready(Duration::from_secs(60)).await.expect("ready");
+        earlier
+            .wait_ready(Duration::from_secs(60))
+            .await
+            .expect("ready");
         let instance = Instance::start(cluster.spec());
         instance.ready().await.expect("started");
         assert!(earlier.exited().is_some_and(|status| status.success()));
-        instance.stop(StopMode::Fast, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Fast, Duration::from_secs(30))
+            .await
+            .expect("stopped");
     }
 
     #[tokio::test]
@@ -276,17 +306,24 @@ mod tests {
         std::fs::write(&pid_file, format!("{parent}\n/elsewhere\n")).expect("written");
         let instance = Instance::start(cluster.spec());
         instance.ready().await.expect("started");
-        instance.stop(StopMode::Immediate, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Immediate, Duration::from_secs(30))
+            .await
+            .expect("stopped");
     }
 
     #[tokio::test]
     async fn a_server_that_cannot_start_says_why() {
         let cluster = Cluster::create().await;
         let mut spec = cluster.spec();
-        spec.settings.push(("shared_buffers".into(), "nonsense".into()));
+        spec.settings
+            .push(("shared_buffers".into(), "nonsense".into()));
         let instance = Instance::start(spec);
         let error = instance.ready().await.expect_err("it cannot start");
         assert!(error.to_string().contains("shared_buffers"), "{error}");
-        instance.stop(StopMode::Fast, Duration::from_secs(30)).await.expect("stopped");
+        instance
+            .stop(StopMode::Fast, Duration::from_secs(30))
+            .await
+            .expect("stopped");
     }
 }

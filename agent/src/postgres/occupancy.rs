@@ -71,7 +71,11 @@ pub async fn holders(data_dir: &Path) -> Result<Vec<i32>> {
     let Ok(directory) = data_dir.canonicalize() else {
         return Ok(Vec::new());
     };
-    Ok(look(&directory).await?.into_iter().map(Pid::as_raw).collect())
+    Ok(look(&directory)
+        .await?
+        .into_iter()
+        .map(Pid::as_raw)
+        .collect())
 }
 
 async fn look(directory: &Path) -> Result<Vec<Pid>> {

@@ -69,7 +69,9 @@ impl Postmaster {
         }
         occupancy::evict(&spec.data_dir).await?;
         let log = server_log::open(&spec.log_file)?;
-        let copy = log.try_clone().map_err(Error::system("duplicate a descriptor"))?;
+        let copy = log
+            .try_clone()
+            .map_err(Error::system("duplicate a descriptor"))?;
         let program = spec.installation.program("postgres");
         let mut command = Command::new(&program);
         spec.user.apply(&mut command);

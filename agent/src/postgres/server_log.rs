@@ -59,7 +59,9 @@ pub fn tail(path: &Path, lines: usize) -> String {
         file.take(8192).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    read().map(|text| super::initdb::last_lines(&text, lines)).unwrap_or_default()
+    read()
+        .map(|text| super::initdb::last_lines(&text, lines))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

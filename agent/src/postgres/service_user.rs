@@ -69,7 +69,10 @@ impl ServiceUser {
     /// Makes a program run as this user, without supplementary groups and with an environment that
     /// holds nothing of the agent's.
     pub fn apply(&self, command: &mut Command) {
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LC_ALL", "C");
         // Relocated installations (wheels, tarballs) sometimes find their libraries only by this.
         if let Some(libraries) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", libraries);
@@ -84,8 +87,14 @@ impl ServiceUser {
         let Some((uid, gid)) = self.ids else {
             return Ok(());
         };
-        fchownat(AT_FDCWD, path, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|errno| Error::file("give away", path)(errno.into()))
+        fchownat(
+            AT_FDCWD,
+            path,
+            Some(uid),
+            Some(gid),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .map_err(|errno| Error::file("give away", path)(errno.into()))
     }
 
     /// Gives a whole tree to this user. Blocking.
@@ -94,8 +103,7 @@ impl ServiceUser {
             return Ok(());
         }
         self.chown(path)?;
-        let metadata =
-            std::fs::symlink_metadata(path).map_err(Error::file("look at", path))?;
+        let metadata = std::fs::symlink_metadata(path).map_err(Error::file("look at", path))?;
         if metadata.is_dir() {
             for entry in std::fs::read_dir(path).map_err(Error::file("list", path))? {
                 self.chown_tree(&entry.map_err(Error::file("list", path))?.path())?;
@@ -163,7 +171,10 @@ mod tests {
         let path = root.path().join("a/b");
         user.create_dir(&path).expect("made");
         user.create_dir(&path).expect("twice is fine");
-        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        let mode = std::fs::metadata(&path)
+            .expect("there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o700);
         assert!(user.can_enter(&path));
     }

@@ -25,9 +25,15 @@ mod tests {
 
     #[test]
     fn quotes_and_backslashes_stay_inside() {
-        assert_eq!(identifier("a\"; DROP ROLE x").expect("quotable"), "\"a\"\"; DROP ROLE x\"");
+        assert_eq!(
+            identifier("a\"; DROP ROLE x").expect("quotable"),
+            "\"a\"\"; DROP ROLE x\""
+        );
         assert_eq!(literal("it's").expect("quotable"), "'it''s'");
-        assert_eq!(literal("a\\'b").expect("quotable").trim_start(), "E'a\\\\''b'");
+        assert_eq!(
+            literal("a\\'b").expect("quotable").trim_start(),
+            "E'a\\\\''b'"
+        );
         assert!(identifier("").is_err());
         assert!(identifier(&"x".repeat(64)).is_err());
         assert!(literal("a\0b").is_err());

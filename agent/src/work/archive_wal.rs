@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use holdfast_domain::Timeline;
 use holdfast_domain::job::{
     ArchiveWalMode, ArchiveWalOutcome, ArchiveWalSpec, JobError, WalReport,
 };
 use holdfast_domain::wal::{TimelineStart, WalObject, spans};
-use holdfast_domain::Timeline;
 use holdfast_vault::wal::history;
 use holdfast_vault::wal::survey::{list_histories, list_wal};
 
@@ -35,9 +35,15 @@ pub async fn run(ctx: &JobContext, spec: ArchiveWalSpec) -> Result<ArchiveWalOut
 async fn flush(ctx: &JobContext, spec: &ArchiveWalSpec) -> Result<ArchiveWalOutcome> {
     let node = &ctx.node;
     let incarnation = spec.placement.incarnation;
-    if !node.server_dir(incarnation).join("data/PG_VERSION").exists() {
+    if !node
+        .server_dir(incarnation)
+        .join("data/PG_VERSION")
+        .exists()
+    {
         return Ok(ArchiveWalOutcome {
-            report: node.server(incarnation).and_then(|server| server.wal_news()),
+            report: node
+                .server(incarnation)
+                .and_then(|server| server.wal_news()),
             unavailable: Some("the server's data directory is gone".into()),
         });
     }
@@ -49,7 +55,8 @@ async fn flush(ctx: &JobContext, spec: &ArchiveWalSpec) -> Result<ArchiveWalOutc
         }
     } else {
         let stopped = server.stop().await?;
-        (!stopped.drained).then(|| "its last write-ahead log could not be brought to the store".into())
+        (!stopped.drained)
+            .then(|| "its last write-ahead log could not be brought to the store".into())
     };
     Ok(ArchiveWalOutcome {
         report: server.wal_news(),
@@ -94,7 +101,10 @@ async fn survey(ctx: &JobContext, spec: &ArchiveWalSpec) -> Result<Option<WalRep
         let text = history::get_history(&stores, &data_key, incarnation, timeline).await?;
         let found = history::parse(timeline, &text)?;
         // The branch that a restore made belongs to another incarnation's past.
-        let parent_is_ours = found.ancestors.last().is_some_and(|a| ours.contains(&a.timeline));
+        let parent_is_ours = found
+            .ancestors
+            .last()
+            .is_some_and(|a| ours.contains(&a.timeline));
         timelines.push(found.start(incarnation, parent_is_ours));
     }
     Ok(report_of(spec, objects.into_values().collect(), timelines))
@@ -115,7 +125,10 @@ fn report_of(
         timelines,
         // Nobody asked the server: what it committed without streaming is unknown.
         caught_up_at: None,
-        last_counting: objects.iter().filter_map(|object| object.last_counting).max(),
+        last_counting: objects
+            .iter()
+            .filter_map(|object| object.last_counting)
+            .max(),
         held_bytes: 0,
         gap: None,
         objects,

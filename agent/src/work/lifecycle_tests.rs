@@ -1,8 +1,8 @@
 //! A server's life on its node, through the jobs that make it: real PostgreSQL, a real vault.
 
 use holdfast_domain::job::{
-    ArchiveWalMode, ArchiveWalSpec, Assignment, DropSpec, Power, PowerSpec, PruneSpec,
-    ProvisionOutcome, Placement,
+    ArchiveWalMode, ArchiveWalSpec, Assignment, DropSpec, Placement, Power, PowerSpec,
+    ProvisionOutcome, PruneSpec,
 };
 use holdfast_domain::{IncarnationId, Lsn};
 
@@ -36,26 +36,60 @@ async fn a_server_is_made_stopped_started_and_dropped() {
     let made = test.provision(&placement).await;
     assert!(made.minor_version.starts_with("15."));
     let again = test.provision(&placement).await;
-    assert_eq!(made, again, "a second attempt adopts what the first one made");
+    assert_eq!(
+        made, again,
+        "a second attempt adopts what the first one made"
+    );
 
     let tenant = test.tenant(&placement).await;
-    tenant.batch_execute("CREATE TABLE t (x int)").await.expect("made");
+    tenant
+        .batch_execute("CREATE TABLE t (x int)")
+        .await
+        .expect("made");
     let last_commit = insert(&tenant, 1).await;
-    let stopped = power::run(&test.context(), power_spec(&placement, &made, Power::Stopped))
-        .await
-        .expect("stopped");
-    assert!(stopped.drained, "the last commit of a stopped server is in the store");
+    let stopped = power::run(
+        &test.context(),
+        power_spec(&placement, &made, Power::Stopped),
+    )
+    .await
+    .expect("stopped");
+    assert!(
+        stopped.drained,
+        "the last commit of a stopped server is in the store"
+    );
     assert!(stopped.report.expect("a report").durable >= last_commit);
-    assert!(!test.node.server(placement.incarnation).expect("known").is_running());
-    let twice = power::run(&test.context(), power_spec(&placement, &made, Power::Stopped))
-        .await
-        .expect("nothing to do");
+    assert!(
+        !test
+            .node
+            .server(placement.incarnation)
+            .expect("known")
+            .is_running()
+    );
+    let twice = power::run(
+        &test.context(),
+        power_spec(&placement, &made, Power::Stopped),
+    )
+    .await
+    .expect("nothing to do");
     assert!(twice.drained);
 
-    power::run(&test.context(), power_spec(&placement, &made, Power::Running)).await.expect("started");
-    power::run(&test.context(), power_spec(&placement, &made, Power::Restarted)).await.expect("restarted");
+    power::run(
+        &test.context(),
+        power_spec(&placement, &made, Power::Running),
+    )
+    .await
+    .expect("started");
+    power::run(
+        &test.context(),
+        power_spec(&placement, &made, Power::Restarted),
+    )
+    .await
+    .expect("restarted");
     let tenant = test.tenant(&placement).await;
-    let row = tenant.query_one("SELECT x FROM t", &[]).await.expect("read");
+    let row = tenant
+        .query_one("SELECT x FROM t", &[])
+        .await
+        .expect("read");
     assert_eq!(row.get::<_, i32>(0), 1);
 
     let last_commit = insert(&tenant, 2).await;
@@ -63,11 +97,20 @@ async fn a_server_is_made_stopped_started_and_dropped() {
         placement: placement.clone(),
         wrapped_key: Some(made.wrapped_key.clone()),
     };
-    let dropped = drop::run(&test.context(), spec.clone()).await.expect("dropped");
+    let dropped = drop::run(&test.context(), spec.clone())
+        .await
+        .expect("dropped");
     assert!(dropped.drained && dropped.report.expect("a report").durable >= last_commit);
     assert!(!test.node.server_dir(placement.incarnation).exists());
-    assert!(test.node.unfinished(placement.incarnation).expect("listed").is_empty());
-    drop::run(&test.context(), spec).await.expect("gone is done");
+    assert!(
+        test.node
+            .unfinished(placement.incarnation)
+            .expect("listed")
+            .is_empty()
+    );
+    drop::run(&test.context(), spec)
+        .await
+        .expect("gone is done");
     test.end().await;
 }
 
@@ -77,21 +120,44 @@ async fn servers_come_back_without_the_control_plane() {
     let (running, stopped) = (test.placement(), test.placement());
     let made = test.provision(&running).await;
     test.provision(&stopped).await;
-    test.node.stop_server(stopped.incarnation).await.expect("stopped");
-    test.tenant(&running).await.batch_execute("CREATE TABLE t (x int)").await.expect("made");
+    test.node
+        .stop_server(stopped.incarnation)
+        .await
+        .expect("stopped");
+    test.tenant(&running)
+        .await
+        .batch_execute("CREATE TABLE t (x int)")
+        .await
+        .expect("made");
     // The machine goes down without a word; the next life finds the postmaster still running.
     test.open_again().await;
     test.node.restore_from_cache().await;
-    let server = test.node.server(running.incarnation).expect("known from the cache");
+    let server = test
+        .node
+        .server(running.incarnation)
+        .expect("known from the cache");
     server.start().await.expect("it takes connections");
-    test.tenant(&running).await.query("SELECT FROM t", &[]).await.expect("its data is there");
-    assert!(!test.node.server(stopped.incarnation).expect("known").is_wanted());
+    test.tenant(&running)
+        .await
+        .query("SELECT FROM t", &[])
+        .await
+        .expect("its data is there");
+    assert!(
+        !test
+            .node
+            .server(stopped.incarnation)
+            .expect("known")
+            .is_wanted()
+    );
 
     // What the control plane said before a job's end does not undo the job.
     let earlier = test.node.moment();
     {
         let _busy = test.node.busy(running.incarnation);
-        test.node.stop_server(running.incarnation).await.expect("stopped");
+        test.node
+            .stop_server(running.incarnation)
+            .await
+            .expect("stopped");
     }
     let assignment = Assignment {
         placement: running.clone(),
@@ -99,10 +165,21 @@ async fn servers_come_back_without_the_control_plane() {
         power: Power::Running,
     };
     test.node.reconcile(vec![assignment.clone()], earlier).await;
-    assert!(!test.node.server(running.incarnation).expect("known").is_wanted());
+    assert!(
+        !test
+            .node
+            .server(running.incarnation)
+            .expect("known")
+            .is_wanted()
+    );
     let later = test.node.moment();
     test.node.reconcile(vec![assignment], later).await;
-    assert!(test.node.server(running.incarnation).expect("known").is_wanted());
+    assert!(
+        test.node
+            .server(running.incarnation)
+            .expect("known")
+            .is_wanted()
+    );
     test.end().await;
 }
 
@@ -112,33 +189,53 @@ async fn a_flush_makes_durable_what_was_committed_and_a_survey_finds_it() {
     let placement = test.placement();
     let made = test.provision(&placement).await;
     let tenant = test.tenant(&placement).await;
-    tenant.batch_execute("CREATE TABLE t (x int)").await.expect("made");
+    tenant
+        .batch_execute("CREATE TABLE t (x int)")
+        .await
+        .expect("made");
     let committed = insert(&tenant, 1).await;
     let spec = |mode| ArchiveWalSpec {
         placement: placement.clone(),
         wrapped_key: made.wrapped_key.clone(),
         mode,
     };
-    let flushed = archive_wal::run(&test.context(), spec(ArchiveWalMode::Flush)).await.expect("flushed");
+    let flushed = archive_wal::run(&test.context(), spec(ArchiveWalMode::Flush))
+        .await
+        .expect("flushed");
     assert_eq!(flushed.unavailable, None);
     assert!(flushed.report.expect("a report").durable >= committed);
-    let found = archive_wal::run(&test.context(), spec(ArchiveWalMode::Survey)).await.expect("surveyed");
+    let found = archive_wal::run(&test.context(), spec(ArchiveWalMode::Survey))
+        .await
+        .expect("surveyed");
     let found = found.report.expect("there is WAL");
     assert!(found.durable >= committed);
 
     // The directory is lost: an answer with a reason, not a failure.
-    test.node.server(placement.incarnation).expect("known").kill().await.expect("ended");
+    test.node
+        .server(placement.incarnation)
+        .expect("known")
+        .kill()
+        .await
+        .expect("ended");
     std::fs::remove_dir_all(test.node.server_dir(placement.incarnation)).expect("lost");
-    let lost = archive_wal::run(&test.context(), spec(ArchiveWalMode::Flush)).await.expect("answered");
+    let lost = archive_wal::run(&test.context(), spec(ArchiveWalMode::Flush))
+        .await
+        .expect("answered");
     assert!(lost.unavailable.is_some());
 
     // Without a scheduler nobody can say what is pinned: nothing is deleted.
     let prune_spec = |incarnation: IncarnationId| PruneSpec {
         incarnation,
         vault: placement.vaults[0].clone(),
-        keys: found.objects.iter().map(|object| object.key.clone()).collect(),
+        keys: found
+            .objects
+            .iter()
+            .map(|object| object.key.clone())
+            .collect(),
     };
-    let pruned = prune::run(&test.context(), prune_spec(placement.incarnation)).await.expect("asked");
+    let pruned = prune::run(&test.context(), prune_spec(placement.incarnation))
+        .await
+        .expect("asked");
     assert_eq!(pruned.deleted, Vec::<String>::new());
     let foreign = prune::run(&test.context(), prune_spec(IncarnationId::new())).await;
     assert_eq!(foreign.expect_err("refused").code, "ForeignObject");

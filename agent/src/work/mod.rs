@@ -36,9 +36,7 @@ pub async fn run(ctx: &JobContext, spec: JobSpec) -> Result<JobOutcome, JobError
         JobSpec::Provision(spec) => JobOutcome::Provision(provision::run(ctx, spec).await?),
         JobSpec::Snapshot(spec) => JobOutcome::Snapshot(snapshot::run(ctx, spec).await?),
         JobSpec::ArchiveWal(spec) => JobOutcome::ArchiveWal(archive_wal::run(ctx, spec).await?),
-        JobSpec::Restore(spec) => {
-            JobOutcome::Restore(Box::new(restore::run(ctx, *spec).await?))
-        }
+        JobSpec::Restore(spec) => JobOutcome::Restore(Box::new(restore::run(ctx, *spec).await?)),
         JobSpec::Prune(spec) => JobOutcome::Prune(prune::run(ctx, spec).await?),
         JobSpec::Power(spec) => JobOutcome::Power(power::run(ctx, spec).await?),
         JobSpec::Drop(spec) => JobOutcome::Drop(drop::run(ctx, spec).await?),

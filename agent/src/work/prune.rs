@@ -21,11 +21,18 @@ pub async fn run(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobE
     } = spec;
     // Nothing outside this incarnation's objects, whatever the list says.
     let owner = incarnation.to_string();
-    if let Some(stray) = keys.iter().find(|key| key.split('/').nth(1) != Some(owner.as_str())) {
-        tracing::error!(key = stray.as_str(), "a prune names an object of another server");
+    if let Some(stray) = keys
+        .iter()
+        .find(|key| key.split('/').nth(1) != Some(owner.as_str()))
+    {
+        tracing::error!(
+            key = stray.as_str(),
+            "a prune names an object of another server"
+        );
         return Err(JobError {
             code: "ForeignObject".into(),
-            message: "the list names an object that is not this server's; nothing was deleted".into(),
+            message: "the list names an object that is not this server's; nothing was deleted"
+                .into(),
             retryable: false,
         });
     }
@@ -36,8 +43,11 @@ pub async fn run(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobE
     };
     for (done, batch) in keys.chunks(BATCH).enumerate() {
         let allowed: HashSet<String> = ctx.validate(batch).await?.into_iter().collect();
-        let going: Vec<String> =
-            batch.iter().filter(|key| allowed.contains(*key)).cloned().collect();
+        let going: Vec<String> = batch
+            .iter()
+            .filter(|key| allowed.contains(*key))
+            .cloned()
+            .collect();
         ctx.check()?;
         for store in &stores {
             let deleted = delete_keys(store, &going).await.map_err(Error::from)?;
