@@ -94,7 +94,7 @@ impl Site {
             resource_group: String::new(),
             tenant: String::new(),
             ca_file: PathBuf::new(),
-            client: reqwest::Client::builder().build()?,
+            client: client(None)?,
         };
         site.up().await?;
         Ok(site)
@@ -150,10 +150,7 @@ impl Site {
         self.tenant = text("tenant")?;
         self.ca_file = PathBuf::from(text("ca_file")?);
         let ca = reqwest::Certificate::from_pem(&std::fs::read(&self.ca_file)?)?;
-        self.client = reqwest::Client::builder()
-            .tls_certs_only([ca])
-            .timeout(Duration::from_secs(60))
-            .build()?;
+        self.client = client(Some(ca))?;
         Ok(())
     }
 
@@ -367,6 +364,12 @@ impl Drop for Site {
             eprintln!("holdfast destroy did not succeed for {}", folder.display());
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the place that makes a site's clients")]
+fn client(authority: Option<reqwest::Certificate>) -> Result<reqwest::Client> {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(60));
+    Ok(client.tls_certs_only(authority).build()?)
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -60,7 +60,8 @@ pub(crate) async fn get(
     subscription: SubscriptionId,
     name: &str,
 ) -> Result<Option<ResourceGroup>> {
-    let row: Option<(String, String, Json<BTreeMap<String, String>>)> = sqlx::query_as(
+    type Row = (String, String, Json<BTreeMap<String, String>>);
+    let row: Option<Row> = sqlx::query_as(
         "select name, location, tags from resource_group where subscription_id = $1 and name_key = lower($2)",
     )
     .bind(subscription.0)

@@ -223,7 +223,7 @@ fn frame(row: &[u8], packs: &[PackId]) -> Option<FrameAt> {
         number: u64::from(word(row, 16)) | u64::from(word(row, 20)) << 32,
     };
     let pages = frame.content_len as usize / PAGE_BYTES;
-    let whole = frame.content_len as usize % PAGE_BYTES == 0;
+    let whole = (frame.content_len as usize).is_multiple_of(PAGE_BYTES);
     let inside = u64::from(frame.offset) + u64::from(frame.sealed_len) <= MAX_PACK_BYTES;
     let sealed = frame.sealed_len as usize > FRAME_OVERHEAD;
     (whole && inside && sealed && (1..=PAGES_PER_FRAME).contains(&pages)).then_some(frame)

@@ -61,10 +61,13 @@ pub struct BackupWriter {
     shared: Arc<Shared>,
     tasks: Option<mpsc::Sender<Task>>,
     workers: Vec<JoinHandle<()>>,
-    uploader: Option<JoinHandle<Result<Vec<(PackId, u64)>>>>,
+    uploader: Option<JoinHandle<Result<Uploaded>>>,
     directories: Mutex<BTreeSet<String>>,
     tablespaces: Mutex<BTreeMap<u32, String>>,
 }
+
+/// The packs that are in the stores, with their sizes.
+type Uploaded = Vec<(PackId, u64)>;
 
 /// What workers share.
 pub(crate) struct Shared {
