@@ -65,7 +65,9 @@ pub struct AgentCertificate {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Authority").field(&self.0.public_file).finish()
+        f.debug_tuple("Authority")
+            .field(&self.0.public_file)
+            .finish()
     }
 }
 
@@ -248,12 +250,11 @@ fn common_name(name: &str) -> DistinguishedName {
 /// Writes the file unless it is there: whoever comes second keeps what the first one wrote.
 fn publish(file: &Path, text: &str) -> std::io::Result<()> {
     let temporary = file.with_extension(Uuid::new_v4().simple().to_string());
-    let written = write_new(&temporary, text, 0o600).and_then(|()| {
-        match fs::hard_link(&temporary, file) {
+    let written =
+        write_new(&temporary, text, 0o600).and_then(|()| match fs::hard_link(&temporary, file) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             other => other,
-        }
-    });
+        });
     fs::remove_file(&temporary).and(written)
 }
 
@@ -303,7 +304,13 @@ mod tests {
             fs::read_to_string(first.ca_file()).expect("readable"),
             first.ca_pem()
         );
-        let mode = |name| fs::metadata(dir.join(name)).expect("there").permissions().mode() & 0o777;
+        let mode = |name| {
+            fs::metadata(dir.join(name))
+                .expect("there")
+                .permissions()
+                .mode()
+                & 0o777
+        };
         assert_eq!((mode(BUNDLE), mode(PUBLIC)), (0o600, 0o644));
         assert_eq!(fs::read_dir(&dir).expect("readable").count(), 2);
     }
@@ -332,7 +339,11 @@ mod tests {
         let expected = agent_uri(node);
         assert_eq!(names[..], [GeneralName::URI(expected.as_str())]);
         assert!(!certificate.is_ca());
-        let usage = certificate.extended_key_usage().expect("read").expect("there").value;
+        let usage = certificate
+            .extended_key_usage()
+            .expect("read")
+            .expect("there")
+            .value;
         assert!(usage.client_auth && !usage.server_auth);
         assert_eq!(
             certificate.validity().not_after.timestamp(),
@@ -350,7 +361,12 @@ mod tests {
             lines[at].replace_range(0..1, flipped);
             lines.join("\n")
         };
-        for bad in [String::new(), "hello".to_owned(), "x".repeat(1 << 20), forged] {
+        for bad in [
+            String::new(),
+            "hello".to_owned(),
+            "x".repeat(1 << 20),
+            forged,
+        ] {
             assert!(matches!(
                 Authority::check_request(&bad),
                 Err(Error::CertificateRequest)

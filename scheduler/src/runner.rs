@@ -53,7 +53,10 @@ async fn follow_hints(control_plane: &ControlPlane, shutdown: &CancellationToken
     let follow = async {
         loop {
             if let Err(error) = control_plane.hints().follow(control_plane.pool()).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "hints are not heard");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "hints are not heard"
+                );
             }
             tokio::time::sleep(LISTEN_AGAIN).await;
         }

@@ -81,11 +81,21 @@ impl ApiClient {
             (READER, Role::Reader, group),
         ] {
             let principal = principal.to_owned();
-            let assignment = RoleAssignment { principal, role, scope };
+            let assignment = RoleAssignment {
+                principal,
+                role,
+                scope,
+            };
             harness.control_plane.assign_role(&assignment).await?;
         }
         let clock = harness.clock.clone();
-        Ok(Self { router, issuer, clock, jwks_file, _folder: folder })
+        Ok(Self {
+            router,
+            issuer,
+            clock,
+            jwks_file,
+            _folder: folder,
+        })
     }
 
     /// What a token of this principal says, to be spoiled by tests.
@@ -124,8 +134,8 @@ impl ApiClient {
         body: Option<Value>,
     ) -> Result<Answer> {
         let token = self.token(principal)?;
-        let mut request = request(method, path)
-            .header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let mut request =
+            request(method, path).header(header::AUTHORIZATION, format!("Bearer {token}"));
         let body = match body {
             Some(body) => {
                 request = request.header(header::CONTENT_TYPE, "application/json");
@@ -150,21 +160,37 @@ impl ApiClient {
             serde_json::from_slice(&bytes)
                 .with_context(|| String::from_utf8_lossy(&bytes).into_owned())?
         };
-        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        })
     }
 
     /// The path of the operation that a 202 names.
     pub fn operation_of(answer: &Answer) -> Result<String> {
-        let url = answer.headers.get("azure-asyncoperation").context("no operation")?;
-        let path = url.to_str()?.strip_prefix("https://api.test").context("not our URL")?;
+        let url = answer
+            .headers
+            .get("azure-asyncoperation")
+            .context("no operation")?;
+        let path = url
+            .to_str()?
+            .strip_prefix("https://api.test")
+            .context("not our URL")?;
         Ok(path.to_owned())
     }
 }
 
 /// A request without a token; the newest api-version unless the path has a query.
 pub fn request(method: Method, path: &str) -> http::request::Builder {
-    let query = if path.contains('?') { "" } else { "?api-version=2026-10-01" };
-    Request::builder().method(method).uri(format!("{path}{query}"))
+    let query = if path.contains('?') {
+        ""
+    } else {
+        "?api-version=2026-10-01"
+    };
+    Request::builder()
+        .method(method)
+        .uri(format!("{path}{query}"))
 }
 
 /// `/subscriptions/…/flexibleServers/{name}` in the tests' group.
@@ -230,9 +256,10 @@ fn stable(value: &Value, seen: &mut Vec<String>) -> Value {
     match value {
         Value::String(text) => Value::from(without_uuids(text, seen)),
         Value::Array(items) => items.iter().map(|item| stable(item, seen)).collect(),
-        Value::Object(map) => {
-            map.iter().map(|(key, value)| (key.clone(), stable(value, seen))).collect()
-        }
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| (key.clone(), stable(value, seen)))
+            .collect(),
         other => other.clone(),
     }
 }
@@ -242,15 +269,20 @@ fn without_uuids(text: &str, seen: &mut Vec<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
-        let candidate = rest.get(..LENGTH).filter(|part| uuid::Uuid::try_parse(part).is_ok());
+        let candidate = rest
+            .get(..LENGTH)
+            .filter(|part| uuid::Uuid::try_parse(part).is_ok());
         let own = ["5ab5c21b-", "0b1ec700-", "7e9a9700-"];
         match candidate {
             Some(uuid) if !own.iter().any(|own| uuid.starts_with(own)) => {
                 let uuid = uuid.to_ascii_lowercase();
-                let number = seen.iter().position(|known| *known == uuid).unwrap_or_else(|| {
-                    seen.push(uuid);
-                    seen.len() - 1
-                });
+                let number = seen
+                    .iter()
+                    .position(|known| *known == uuid)
+                    .unwrap_or_else(|| {
+                        seen.push(uuid);
+                        seen.len() - 1
+                    });
                 out.push_str(&format!("[uuid {}]", number + 1));
                 rest = &rest[LENGTH..];
             }

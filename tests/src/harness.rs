@@ -80,7 +80,12 @@ impl Harness {
             scripted_node::join(&control_plane, REGION, Some("1"), 1).await?,
             scripted_node::join(&control_plane, PLAIN_REGION, None, 2).await?,
         ];
-        Ok(Self { clock, database, control_plane, nodes })
+        Ok(Self {
+            clock,
+            database,
+            control_plane,
+            nodes,
+        })
     }
 
     /// A second process on the same database, with the same clock.
@@ -169,7 +174,9 @@ impl Harness {
 
     pub async fn automatic(&self, name: &str) -> Result<Vec<BackupView>> {
         let all = self.backups(name).await?.into_iter();
-        Ok(all.filter(|view| view.backup.kind == BackupKind::Automatic).collect())
+        Ok(all
+            .filter(|view| view.backup.kind == BackupKind::Automatic)
+            .collect())
     }
 
     /// Somebody changes a row and the stream makes it durable.
@@ -184,7 +191,9 @@ impl Harness {
 
     pub async fn incarnation(&self, name: &str) -> Result<IncarnationId> {
         let view = self.server(name).await?;
-        view.server.incarnation.context("the server has no data yet")
+        view.server
+            .incarnation
+            .context("the server has no data yet")
     }
 
     pub fn node_of(&mut self, incarnation: IncarnationId) -> Result<&mut ScriptedNode> {
@@ -205,8 +214,10 @@ impl Harness {
 
     pub async fn power(&mut self, name: &str, to: Power) -> Result<()> {
         let idem = request("POST", name);
-        let accepted =
-            self.control_plane.power_server(&caller(), at(name), to, &idem).await?;
+        let accepted = self
+            .control_plane
+            .power_server(&caller(), at(name), to, &idem)
+            .await?;
         self.run_until_idle().await?;
         self.succeeded(&accepted.operation).await
     }
@@ -223,7 +234,10 @@ impl Harness {
     }
 
     pub async fn set_retention(&mut self, name: &str, days: i64) -> Result<()> {
-        let wish = ServerWish { retention_days: Some(days), ..ServerWish::default() };
+        let wish = ServerWish {
+            retention_days: Some(days),
+            ..ServerWish::default()
+        };
         let idem = request("PATCH", name);
         let accepted = self
             .control_plane
@@ -269,14 +283,20 @@ impl Harness {
 
     /// One number out of the store, for what no use case shows.
     pub async fn count(&self, sql: &'static str) -> Result<i64> {
-        Ok(sqlx::query_scalar(sql).fetch_one(self.database.pool()).await?)
+        Ok(sqlx::query_scalar(sql)
+            .fetch_one(self.database.pool())
+            .await?)
     }
 }
 
 /// A server's address in the tests' resource group.
 #[must_use]
 pub fn at(name: &str) -> ServerRef<'_> {
-    ServerRef { subscription: SUBSCRIPTION, group: GROUP, name }
+    ServerRef {
+        subscription: SUBSCRIPTION,
+        group: GROUP,
+        name,
+    }
 }
 
 /// The smallest create request.

@@ -43,7 +43,11 @@ impl Database {
             .administer(&format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
             .await?;
         let pool = cluster.pool(&name).await?;
-        Ok(Self { cluster, name, pool })
+        Ok(Self {
+            cluster,
+            name,
+            pool,
+        })
     }
 
     #[must_use]
@@ -59,7 +63,10 @@ impl Database {
     /// Moves the clock of leases.
     pub async fn advance(&self, by: TimeDelta) -> Result<()> {
         sqlx::query("UPDATE test_clock SET ahead = ahead + $1")
-            .bind(sqlx::postgres::types::PgInterval::try_from(by).map_err(anyhow::Error::from_boxed)?)
+            .bind(
+                sqlx::postgres::types::PgInterval::try_from(by)
+                    .map_err(anyhow::Error::from_boxed)?,
+            )
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -97,10 +104,24 @@ impl Cluster {
         // A short path: sockets have 107 bytes (DESIGN §6).
         let folder = tempfile::Builder::new().prefix("hfm").tempdir_in("/tmp")?;
         user.chown(folder.path())?;
-        let cluster = Self { folder, installation, user };
+        let cluster = Self {
+            folder,
+            installation,
+            user,
+        };
         cluster.run(
             "initdb",
-            &["-U", "holdfast", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"],
+            &[
+                "-U",
+                "holdfast",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+                "-D",
+            ],
         )?;
         let options = format!(
             "-k {} -c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
@@ -108,8 +129,13 @@ impl Cluster {
             cluster.folder.path().display()
         );
         let log = cluster.folder.path().join("log");
-        let log = log.to_str().context("the temporary folder's name is text")?;
-        cluster.run("pg_ctl", &["start", "-w", "-s", "-l", log, "-o", &options, "-D"])?;
+        let log = log
+            .to_str()
+            .context("the temporary folder's name is text")?;
+        cluster.run(
+            "pg_ctl",
+            &["start", "-w", "-s", "-l", log, "-o", &options, "-D"],
+        )?;
         Ok(cluster)
     }
 
@@ -169,7 +195,8 @@ impl Cluster {
 
     /// Migrated once and copied for each test. Nobody may be connected to it while it is copied.
     async fn make_template(&self) -> Result<()> {
-        self.administer(&format!("CREATE DATABASE {TEMPLATE}")).await?;
+        self.administer(&format!("CREATE DATABASE {TEMPLATE}"))
+            .await?;
         let pool = self.pool(TEMPLATE).await?;
         ControlPlane::migrate(&pool).await?;
         sqlx::raw_sql(

@@ -12,9 +12,9 @@ use chrono::{DateTime, Utc};
 use holdfast_control_plane::ControlPlane;
 use holdfast_domain::job::{
     ArchiveWalMode, ArchiveWalOutcome, DropOutcome, HelloRequest, JobError, JobKind, JobOutcome,
-    JobResult, JoinRequest, LeaseRef, LeasedJob, ManifestRef, NodeInventory, ObjectRef, Placement,
-    Power, PowerOutcome, ProvisionOutcome, PruneOutcome, RestoreOutcome, RestoreSpec,
-    ServerObservation, SnapshotOutcome, SnapshotSpec, WalGap, WalReport, WrappedKey, JobSpec,
+    JobResult, JobSpec, JoinRequest, LeaseRef, LeasedJob, ManifestRef, NodeInventory, ObjectRef,
+    Placement, Power, PowerOutcome, ProvisionOutcome, PruneOutcome, RestoreOutcome, RestoreSpec,
+    ServerObservation, SnapshotOutcome, SnapshotSpec, WalGap, WalReport, WrappedKey,
 };
 use holdfast_domain::redundancy::Vault;
 use holdfast_domain::restore::RestoreTarget;
@@ -172,7 +172,11 @@ impl ScriptedNode {
     /// before the next flush.
     pub fn write(&mut self, incarnation: IncarnationId, at: DateTime<Utc>) {
         if let Some(life) = self.lives.get_mut(&incarnation) {
-            let stamp = Stamp { at, lsn: life.end, end: life.end + RECORD };
+            let stamp = Stamp {
+                at,
+                lsn: life.end,
+                end: life.end + RECORD,
+            };
             life.last_counting = Some(life.end);
             life.end = stamp.end.segment_end(SEGMENT);
             match &mut life.stamps {
@@ -186,7 +190,11 @@ impl ScriptedNode {
     pub fn lose_wal(&mut self, incarnation: IncarnationId) {
         if let Some(life) = self.lives.get_mut(&incarnation) {
             let (start, end) = (life.durable, life.end + RECORD);
-            life.gap = Some(WalGap { timeline: life.timeline, start, end });
+            life.gap = Some(WalGap {
+                timeline: life.timeline,
+                start,
+                end,
+            });
             (life.end, life.durable, life.stamps) = (end, end, None);
         }
     }
@@ -195,10 +203,13 @@ impl ScriptedNode {
     pub async fn stream(&mut self, control_plane: &ControlPlane) -> Result<()> {
         let now = control_plane.clock().now();
         let running = self.lives.iter_mut().filter(|(_, life)| life.running);
-        let reports: Vec<WalReport> =
-            running.map(|(&incarnation, life)| life.flush(incarnation, now)).collect();
+        let reports: Vec<WalReport> = running
+            .map(|(&incarnation, life)| life.flush(incarnation, now))
+            .collect();
         if !self.deaf && !reports.is_empty() {
-            control_plane.wal_report(self.id, self.boot, &reports).await?;
+            control_plane
+                .wal_report(self.id, self.boot, &reports)
+                .await?;
         }
         Ok(())
     }
@@ -218,7 +229,9 @@ impl ScriptedNode {
                 Deed::Abandon => self.abandoned.push(job),
                 Deed::Fail(error) => {
                     let failed = JobResult::Failed(error);
-                    control_plane.report(self.id, self.lease_of(&job), &failed).await?;
+                    control_plane
+                        .report(self.id, self.lease_of(&job), &failed)
+                        .await?;
                 }
             }
         }
@@ -227,7 +240,11 @@ impl ScriptedNode {
 
     #[must_use]
     pub fn lease_of(&self, job: &LeasedJob) -> LeaseRef {
-        LeaseRef { job: job.job, epoch: job.epoch, boot: self.boot }
+        LeaseRef {
+            job: job.job,
+            epoch: job.epoch,
+            boot: self.boot,
+        }
     }
 
     /// Does a leased job and reports it.
@@ -259,7 +276,9 @@ impl ScriptedNode {
                     wal_segment_bytes: SEGMENT,
                 })
             }
-            JobSpec::Snapshot(spec) => JobOutcome::Snapshot(self.snapshot(control_plane, job, spec).await?),
+            JobSpec::Snapshot(spec) => {
+                JobOutcome::Snapshot(self.snapshot(control_plane, job, spec).await?)
+            }
             JobSpec::ArchiveWal(spec) => {
                 let incarnation = spec.placement.incarnation;
                 let life = match spec.mode {
@@ -268,21 +287,33 @@ impl ScriptedNode {
                 };
                 let report = life.map(|life| life.flush(incarnation, now));
                 let unavailable = report.is_none().then(|| "its node is silent".to_owned());
-                JobOutcome::ArchiveWal(ArchiveWalOutcome { report, unavailable })
+                JobOutcome::ArchiveWal(ArchiveWalOutcome {
+                    report,
+                    unavailable,
+                })
             }
             JobSpec::Restore(spec) => JobOutcome::Restore(Box::new(self.restore(spec, now))),
             JobSpec::Prune(spec) => {
                 let lease = self.lease_of(job);
                 let deleted = control_plane.validate(self.id, lease, &spec.keys).await?;
                 let bytes_freed = deleted.len() as u64;
-                JobOutcome::Prune(PruneOutcome { deleted, bytes_freed })
+                JobOutcome::Prune(PruneOutcome {
+                    deleted,
+                    bytes_freed,
+                })
             }
             JobSpec::Power(spec) => {
                 let life = self.life(&spec.placement)?;
-                let report = life.running.then(|| life.flush(spec.placement.incarnation, now));
+                let report = life
+                    .running
+                    .then(|| life.flush(spec.placement.incarnation, now));
                 life.running = spec.to != Power::Stopped;
                 let minor_version = MINOR.to_owned();
-                JobOutcome::Power(PowerOutcome { minor_version, drained: true, report })
+                JobOutcome::Power(PowerOutcome {
+                    minor_version,
+                    drained: true,
+                    report,
+                })
             }
             JobSpec::Drop(spec) => {
                 let incarnation = spec.placement.incarnation;
@@ -291,7 +322,10 @@ impl ScriptedNode {
                     .remove(&incarnation)
                     .filter(|life| life.running)
                     .map(|mut life| life.flush(incarnation, now));
-                JobOutcome::Drop(DropOutcome { drained: true, report })
+                JobOutcome::Drop(DropOutcome {
+                    drained: true,
+                    report,
+                })
             }
         })
     }
@@ -317,7 +351,10 @@ impl ScriptedNode {
         let (stop_lsn, timeline) = (life.end, life.timeline);
         // A backup counts when its WAL is durable (DESIGN §3.4).
         self.stream(control_plane).await?;
-        let object = |key| ObjectRef { key, bytes: 1 << 20 };
+        let object = |key| ObjectRef {
+            key,
+            bytes: 1 << 20,
+        };
         Ok(SnapshotOutcome {
             manifest: ManifestRef {
                 backup: spec.backup,
@@ -342,7 +379,10 @@ impl ScriptedNode {
 
     fn restore(&mut self, spec: &RestoreSpec, now: DateTime<Utc>) -> RestoreOutcome {
         let source = &spec.source;
-        let switch_lsn = source.wal.last().map_or(source.backup_stop, |object| object.end);
+        let switch_lsn = source
+            .wal
+            .last()
+            .map_or(source.backup_stop, |object| object.end);
         let timeline = Timeline(source.timeline.0 + 1);
         let incarnation = spec.placement.incarnation;
         let begins = TimelineStart {
@@ -368,7 +408,11 @@ impl ScriptedNode {
             wrapped_key: wrapped_key(),
             wal_segment_bytes: SEGMENT,
             bytes_restored: 32 << 20,
-            wal_bytes_replayed: source.wal.iter().map(|object| object.end.bytes_since(object.start)).sum(),
+            wal_bytes_replayed: source
+                .wal
+                .iter()
+                .map(|object| object.end.bytes_since(object.start))
+                .sum(),
             post_restore_tasks: vec!["Check the firewall rules.".to_owned()],
             parameter_differences: BTreeMap::from([("work_mem".to_owned(), "64MB".to_owned())]),
         }

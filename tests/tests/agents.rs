@@ -49,7 +49,9 @@ struct Credentials {
 
 impl Credentials {
     fn new() -> Result<Self> {
-        Ok(Self { key: rcgen::KeyPair::generate()? })
+        Ok(Self {
+            key: rcgen::KeyPair::generate()?,
+        })
     }
 
     fn request(&self) -> Result<String> {
@@ -89,7 +91,10 @@ impl Gateway {
         })
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this is the place that makes the test's clients")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the place that makes the test's clients"
+    )]
     fn client(&self, identity: Option<&str>) -> Result<Client> {
         let mut client = Client::builder()
             .tls_certs_only([Certificate::from_pem(self.authority.ca_pem().as_bytes())?]);
@@ -112,7 +117,8 @@ impl Gateway {
     fn client_of(&self, node: NodeId) -> Result<Client> {
         let credentials = Credentials::new()?;
         let signed =
-            self.authority.sign_agent(&credentials.request()?, node, self.harness.now())?;
+            self.authority
+                .sign_agent(&credentials.request()?, node, self.harness.now())?;
         self.client(Some(&credentials.with(&signed.certificate_pem)))
     }
 
@@ -135,12 +141,18 @@ impl Gateway {
     async fn token(&self) -> Result<String> {
         let life = TimeDelta::hours(1);
         let control_plane = &self.harness.control_plane;
-        Ok(control_plane.issue_join_token("newcomer", REGION, Some("2"), life).await?)
+        Ok(control_plane
+            .issue_join_token("newcomer", REGION, Some("2"), life)
+            .await?)
     }
 }
 
 fn poll(harness: &Harness) -> LeaseRequest {
-    LeaseRequest { boot: harness.nodes[0].boot, capacity: 4, wait_s: 0 }
+    LeaseRequest {
+        boot: harness.nodes[0].boot,
+        capacity: 4,
+        wait_s: 0,
+    }
 }
 
 #[tokio::test]
@@ -168,7 +180,9 @@ async fn a_node_joins_once_and_is_known_by_its_certificate() -> Result<()> {
     let answer: HelloResponse = serde_json::from_value(answer.body)?;
     assert_eq!((answer.node, answer.servers.len()), (joined.node, 0));
 
-    let renewal = RenewCertificateRequest { certificate_request: credentials.request()? };
+    let renewal = RenewCertificateRequest {
+        certificate_request: credentials.request()?,
+    };
     let renewed = gateway.call(&client, "renew-certificate", &renewal).await?;
     let renewed: JoinResponse = serde_json::from_value(renewed.body)?;
     assert_eq!(renewed.node, joined.node);
@@ -211,14 +225,19 @@ async fn a_token_is_for_one_place_and_one_hour_and_is_not_spent_by_a_bad_request
         certificate_request: "no PEM".to_owned(),
         inventory: gateway.harness.nodes[0].inventory.clone(),
     };
-    let refused = gateway.call(&gateway.client(None)?, "join", &nonsense).await?;
+    let refused = gateway
+        .call(&gateway.client(None)?, "join", &nonsense)
+        .await?;
     assert_eq!(refused.refusal(), (400, "InvalidRequest"));
 
     gateway.harness.advance(TimeDelta::minutes(59)).await?;
     assert_eq!(gateway.join(&token, REGION).await?.1.status, 200);
     let late = gateway.token().await?;
     gateway.harness.advance(TimeDelta::minutes(61)).await?;
-    assert_eq!(gateway.join(&late, REGION).await?.1.refusal(), (403, "JoinRefused"));
+    assert_eq!(
+        gateway.join(&late, REGION).await?.1.refusal(),
+        (403, "JoinRefused")
+    );
     Ok(())
 }
 
@@ -245,13 +264,21 @@ async fn without_a_certificate_of_ours_nothing_is_leased() -> Result<()> {
     let credentials = Credentials::new()?;
     let forged = other.sign_agent(&credentials.request()?, node, gateway.harness.now())?;
     let forged = gateway.client(Some(&credentials.with(&forged.certificate_pem)))?;
-    assert!(gateway.call(&forged, "lease", &body).await.is_err(), "TLS refuses it");
+    assert!(
+        gateway.call(&forged, "lease", &body).await.is_err(),
+        "TLS refuses it"
+    );
 
     // A server's certificate of ours is no client's.
-    let server = gateway.authority.server_certificate(&["x".to_owned()], gateway.harness.now())?;
+    let server = gateway
+        .authority
+        .server_certificate(&["x".to_owned()], gateway.harness.now())?;
     let server = format!("{}{}", server.certificate_pem, server.key_pem);
     let server = gateway.client(Some(&server))?;
-    assert!(gateway.call(&server, "lease", &body).await.is_err(), "TLS refuses it");
+    assert!(
+        gateway.call(&server, "lease", &body).await.is_err(),
+        "TLS refuses it"
+    );
     Ok(())
 }
 
@@ -281,8 +308,14 @@ async fn a_revoked_node_is_heard_no_more() -> Result<()> {
     assert!(gateway.harness.control_plane.revoke_node(node).await?);
     for (call, body) in [
         ("lease", serde_json::to_value(&body)?),
-        ("wal", json!({"boot": gateway.harness.nodes[0].boot, "reports": []})),
-        ("renew-certificate", json!({"certificate_request": Credentials::new()?.request()?})),
+        (
+            "wal",
+            json!({"boot": gateway.harness.nodes[0].boot, "reports": []}),
+        ),
+        (
+            "renew-certificate",
+            json!({"certificate_request": Credentials::new()?.request()?}),
+        ),
     ] {
         let refused = gateway.call(&client, call, &body).await?;
         assert_eq!(refused.refusal(), (403, "NodeNotKnown"), "{call}");
@@ -314,7 +347,9 @@ async fn what_cannot_be_true_is_refused_and_changes_nothing() -> Result<()> {
             gap: None,
         }],
     };
-    let huge = gateway.call(&client, "wal", &report(incarnation, Lsn(u64::MAX))).await?;
+    let huge = gateway
+        .call(&client, "wal", &report(incarnation, Lsn(u64::MAX)))
+        .await?;
     assert_eq!(huge.refusal(), (400, "InvalidRequest"));
 
     // Another node's server.
@@ -324,7 +359,9 @@ async fn what_cannot_be_true_is_refused_and_changes_nothing() -> Result<()> {
     let foreign = gateway.call(&stranger, "wal", &foreign).await?;
     assert!(matches!(foreign.status, 400 | 403 | 409), "{foreign:?}");
 
-    let garbage = gateway.call(&client, "wal", &json!({"boot": "x", "reports": -1})).await?;
+    let garbage = gateway
+        .call(&client, "wal", &json!({"boot": "x", "reports": -1}))
+        .await?;
     assert_eq!(garbage.refusal(), (400, "InvalidRequest"));
     let after = gateway.harness.server("pg1").await?;
     assert_eq!(after.latest_restore, before.latest_restore);
@@ -338,12 +375,25 @@ async fn a_long_poll_is_answered_when_work_comes_and_a_stale_report_is_refused()
     let node = gateway.harness.nodes[0].id;
     let client = gateway.client_of(node)?;
     let waiting = tokio::spawn({
-        let request = LeaseRequest { wait_s: 30, ..poll(&gateway.harness) };
+        let request = LeaseRequest {
+            wait_s: 30,
+            ..poll(&gateway.harness)
+        };
         let url = format!("https://{}/agent/v1/lease", gateway.address);
         let client = client.clone();
-        async move { client.post(url).json(&request).send().await?.json::<LeaseResponse>().await }
+        async move {
+            client
+                .post(url)
+                .json(&request)
+                .send()
+                .await?
+                .json::<LeaseResponse>()
+                .await
+        }
     });
-    gateway.harness.nodes[0].script.insert(holdfast_domain::job::JobKind::Provision, Deed::Abandon);
+    gateway.harness.nodes[0]
+        .script
+        .insert(holdfast_domain::job::JobKind::Provision, Deed::Abandon);
     gateway.harness.request_create("pg1", &wish()).await?;
     holdfast_scheduler::run_once(&gateway.harness.control_plane).await?;
     let leased = waiting.await??;
@@ -351,10 +401,19 @@ async fn a_long_poll_is_answered_when_work_comes_and_a_stale_report_is_refused()
     let job = &leased.jobs[0];
     let lease = gateway.harness.nodes[0].lease_of(job);
 
-    let progress = ProgressRequest { lease, progress: Some(Progress::default()) };
-    assert_eq!(gateway.call(&client, "progress", &progress).await?.status, 200);
+    let progress = ProgressRequest {
+        lease,
+        progress: Some(Progress::default()),
+    };
+    assert_eq!(
+        gateway.call(&client, "progress", &progress).await?.status,
+        200
+    );
     let stale = ReportRequest {
-        lease: holdfast_domain::job::LeaseRef { epoch: job.epoch + 1, ..lease },
+        lease: holdfast_domain::job::LeaseRef {
+            epoch: job.epoch + 1,
+            ..lease
+        },
         result: JobResult::Canceled,
     };
     let refused = gateway.call(&client, "report", &stale).await?;
@@ -368,8 +427,13 @@ async fn a_stopping_gateway_lets_its_long_polls_go() -> Result<()> {
     let served = gateway.served.take().context("it was started")?;
     let client = gateway.client_of(gateway.harness.nodes[0].id)?;
     // The connection is there before the poll that is to be cut short.
-    gateway.call(&client, "lease", &poll(&gateway.harness)).await?;
-    let request = LeaseRequest { wait_s: 30, ..poll(&gateway.harness) };
+    gateway
+        .call(&client, "lease", &poll(&gateway.harness))
+        .await?;
+    let request = LeaseRequest {
+        wait_s: 30,
+        ..poll(&gateway.harness)
+    };
     let started = tokio::time::Instant::now();
     let (answer, served) = tokio::join!(gateway.call(&client, "lease", &request), async {
         gateway.shutdown.cancel();

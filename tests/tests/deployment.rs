@@ -22,7 +22,9 @@ fn compose() -> Result<Value> {
 
 /// A service with what it inherits by `<<`, whether or not the parser merged it.
 fn service(compose: &Value, name: &str) -> Result<BTreeMap<String, Value>> {
-    let own = compose["services"][name].as_object().with_context(|| format!("no {name}"))?;
+    let own = compose["services"][name]
+        .as_object()
+        .with_context(|| format!("no {name}"))?;
     let mut all: BTreeMap<String, Value> = own
         .get("<<")
         .and_then(Value::as_object)
@@ -37,18 +39,39 @@ fn service(compose: &Value, name: &str) -> Result<BTreeMap<String, Value>> {
 #[test]
 fn the_compose_file_has_a_store_an_api_a_scheduler_and_agents_in_two_regions() -> Result<()> {
     let compose = compose()?;
-    let services: BTreeSet<&str> =
-        compose["services"].as_object().context("services")?.keys().map(String::as_str).collect();
+    let services: BTreeSet<&str> = compose["services"]
+        .as_object()
+        .context("services")?
+        .keys()
+        .map(String::as_str)
+        .collect();
     assert_eq!(
         services,
-        BTreeSet::from(["metadata", "api", "scheduler", "agent-eastus2-1", "agent-centralus-1"])
+        BTreeSet::from([
+            "metadata",
+            "api",
+            "scheduler",
+            "agent-eastus2-1",
+            "agent-centralus-1"
+        ])
     );
     for name in services {
         let service = service(&compose, name)?;
-        assert!(service.contains_key("healthcheck"), "{name} has a health check");
+        assert!(
+            service.contains_key("healthcheck"),
+            "{name} has a health check"
+        );
         let declared = compose["volumes"].as_object().context("volumes")?;
-        for volume in service.get("volumes").and_then(Value::as_array).into_iter().flatten() {
-            let source = volume.as_str().and_then(|text| text.split(':').next()).unwrap_or("");
+        for volume in service
+            .get("volumes")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let source = volume
+                .as_str()
+                .and_then(|text| text.split(':').next())
+                .unwrap_or("");
             let file = source.strip_prefix("./");
             let known = declared.contains_key(source)
                 || file.is_some_and(|file| workspace().join(file).exists());
@@ -64,13 +87,20 @@ fn what_is_ours_in_containers_runs_without_rights_that_it_does_not_need() -> Res
     for name in ["api", "scheduler", "agent-eastus2-1", "agent-centralus-1"] {
         let service = service(&compose, name)?;
         assert_eq!(service.get("read_only"), Some(&Value::Bool(true)), "{name}");
-        assert_eq!(service.get("cap_drop"), Some(&serde_json::json!(["ALL"])), "{name}");
+        assert_eq!(
+            service.get("cap_drop"),
+            Some(&serde_json::json!(["ALL"])),
+            "{name}"
+        );
     }
     let dockerfile = std::fs::read_to_string(workspace().join("Dockerfile"))?;
     let last = |word: &str| dockerfile.lines().rev().find(|line| line.starts_with(word));
     let user = last("USER").context("the image says who it runs as")?;
     assert!(!user.contains("root") && !user.ends_with(" 0"), "{user}");
-    assert!(last("ENTRYPOINT").is_some_and(|line| line.contains("tini")), "the image has an init");
+    assert!(
+        last("ENTRYPOINT").is_some_and(|line| line.contains("tini")),
+        "the image has an init"
+    );
     Ok(())
 }
 
@@ -79,15 +109,25 @@ fn each_container_is_given_a_configuration_file_that_its_part_accepts() -> Resul
     let compose = compose()?;
     for (file, kind) in FILES {
         let path = workspace().join("deploy").join(file);
-        let loaded = config::load_with(&path, &[]).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        let loaded =
+            config::load_with(&path, &[]).map_err(|problems| anyhow::anyhow!("{problems}"))?;
         assert_eq!(loaded.kind(), kind, "{file}");
-        let mounted = ["api", "scheduler", "agent-eastus2-1", "agent-centralus-1"].iter().any(|name| {
-            service(&compose, name).is_ok_and(|service| {
-                let command = service.get("command").map(ToString::to_string).unwrap_or_default();
-                let volumes = service.get("volumes").map(ToString::to_string).unwrap_or_default();
-                volumes.contains(&format!("./deploy/{file}:")) && command.contains(&format!("\"{kind}\""))
-            })
-        });
+        let mounted = ["api", "scheduler", "agent-eastus2-1", "agent-centralus-1"]
+            .iter()
+            .any(|name| {
+                service(&compose, name).is_ok_and(|service| {
+                    let command = service
+                        .get("command")
+                        .map(ToString::to_string)
+                        .unwrap_or_default();
+                    let volumes = service
+                        .get("volumes")
+                        .map(ToString::to_string)
+                        .unwrap_or_default();
+                    volumes.contains(&format!("./deploy/{file}:"))
+                        && command.contains(&format!("\"{kind}\""))
+                })
+            });
         assert!(mounted, "{file} is mounted where `serve {kind}` runs");
     }
     Ok(())
@@ -103,7 +143,10 @@ fn a_key_that_nobody_reads_is_refused_by_name() -> Result<()> {
         assert_ne!(good, bad, "{file} has a section [{kind}]");
         let path = folder.path().join(file);
         std::fs::write(&path, bad)?;
-        let refused = config::load_with(&path, &[]).err().context("it was accepted")?.to_string();
+        let refused = config::load_with(&path, &[])
+            .err()
+            .context("it was accepted")?
+            .to_string();
         assert!(refused.contains("retenion_days"), "{file}: {refused}");
     }
     Ok(())
@@ -113,7 +156,10 @@ fn a_key_that_nobody_reads_is_refused_by_name() -> Result<()> {
 fn the_environment_wins_over_the_file() -> Result<()> {
     let path = workspace().join("deploy/api.toml");
     let wrong = config::load_with(&path, &[("HOLDFAST__API__LISTEN", "nowhere")]);
-    let refused = wrong.err().context("the override was not seen")?.to_string();
+    let refused = wrong
+        .err()
+        .context("the override was not seen")?
+        .to_string();
     assert!(refused.contains("listen"), "{refused}");
     Ok(())
 }

@@ -18,6 +18,8 @@ const FUTURE: TimeDelta = TimeDelta::days(1);
 /// One WAL object is a tail, a segment (at most 1 GiB) or a bundle of quiet ones.
 const MAX_WAL_OBJECT: u64 = 16 << 30;
 const MAX_KEY: usize = 512;
+/// No path of a Unix socket is longer (DESIGN §6).
+const MAX_SOCKET: usize = 107;
 const MAX_TEXT: usize = 4096;
 const MAX_LIST: usize = 10_000;
 /// Packs and leaves of one backup: 64 TiB in packs of 64 MiB.
@@ -31,7 +33,11 @@ pub struct Absurd(String);
 type Checked = Result<(), Absurd>;
 
 fn ensure(fine: bool, otherwise: impl FnOnce() -> String) -> Checked {
-    if fine { Ok(()) } else { Err(Absurd(otherwise())) }
+    if fine {
+        Ok(())
+    } else {
+        Err(Absurd(otherwise()))
+    }
 }
 
 fn text(what: &str, text: &str, most: usize) -> Checked {
@@ -42,7 +48,9 @@ fn text(what: &str, text: &str, most: usize) -> Checked {
 
 /// Counts and positions are `bigint` in the catalogue.
 fn count(what: &str, value: u64) -> Checked {
-    ensure(i64::try_from(value).is_ok(), || format!("{what} is absurdly large"))
+    ensure(i64::try_from(value).is_ok(), || {
+        format!("{what} is absurdly large")
+    })
 }
 
 fn position(what: &str, lsn: Lsn) -> Checked {
@@ -50,9 +58,10 @@ fn position(what: &str, lsn: Lsn) -> Checked {
 }
 
 fn timeline(timeline: Timeline) -> Checked {
-    ensure(timeline >= Timeline::FIRST && i32::try_from(timeline.0).is_ok(), || {
-        format!("{timeline} is no timeline")
-    })
+    ensure(
+        timeline >= Timeline::FIRST && i32::try_from(timeline.0).is_ok(),
+        || format!("{timeline} is no timeline"),
+    )
 }
 
 fn not_future(what: &str, at: DateTime<Utc>, now: DateTime<Utc>) -> Checked {
@@ -60,8 +69,13 @@ fn not_future(what: &str, at: DateTime<Utc>, now: DateTime<Utc>) -> Checked {
 }
 
 fn hash(what: &str, digits: &str) -> Checked {
-    let fine = digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    ensure(fine, || format!("{what} is not 64 lower-case hexadecimal digits"))
+    let fine = digits.len() == 64
+        && digits
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    ensure(fine, || {
+        format!("{what} is not 64 lower-case hexadecimal digits")
+    })
 }
 
 /// An object key: plain segments, no way up or out.
@@ -69,7 +83,8 @@ fn key(key: &str) -> Checked {
     let segment = |s: &str| {
         !s.is_empty()
             && !s.starts_with('.')
-            && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+            && s.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
     };
     ensure(key.len() <= MAX_KEY && key.split('/').all(segment), || {
         "an object key has a segment that keys do not have".to_owned()
@@ -91,24 +106,43 @@ fn key_of(given: &str, kinds: &[&str], incarnation: IncarnationId) -> Checked {
 pub fn inventory(inventory: &NodeInventory) -> Checked {
     text("inventory.name", &inventory.name, 128)?;
     text("inventory.region", &inventory.region, 64)?;
-    text("inventory.zone", inventory.zone.as_deref().unwrap_or_default(), 16)?;
+    text(
+        "inventory.zone",
+        inventory.zone.as_deref().unwrap_or_default(),
+        16,
+    )?;
     text("inventory.host", &inventory.host, 255)?;
+    text(
+        "inventory.socketRoot",
+        inventory.socket_root.as_deref().unwrap_or_default(),
+        MAX_SOCKET,
+    )?;
     count("inventory.freeBytes", inventory.free_bytes)?;
     let (first, last) = inventory.port_range;
-    ensure(first > 0 && first <= last, || "the port range is empty".to_owned())?;
+    ensure(first > 0 && first <= last, || {
+        "the port range is empty".to_owned()
+    })?;
     for (major, minor) in &inventory.majors {
         text("a minor version", minor, 32)?;
-        ensure((9..=99).contains(major), || format!("there is no PostgreSQL {major}"))?;
+        ensure((9..=99).contains(major), || {
+            format!("there is no PostgreSQL {major}")
+        })?;
     }
     Ok(())
 }
 
 pub fn hello(request: &HelloRequest) -> Checked {
     inventory(&request.inventory)?;
-    ensure(request.servers.len() <= MAX_LIST, || "too many servers".to_owned())?;
+    ensure(request.servers.len() <= MAX_LIST, || {
+        "too many servers".to_owned()
+    })?;
     for server in &request.servers {
         count("dataBytes", server.data_bytes.unwrap_or(0))?;
-        text("problem", server.problem.as_deref().unwrap_or_default(), MAX_TEXT)?;
+        text(
+            "problem",
+            server.problem.as_deref().unwrap_or_default(),
+            MAX_TEXT,
+        )?;
     }
     Ok(())
 }
@@ -126,7 +160,9 @@ pub fn progress(progress: &Progress) -> Checked {
 
 /// Keys that an agent asks to delete.
 pub fn keys(keys: &[String]) -> Checked {
-    ensure(keys.len() <= MAX_LIST, || "too many keys at once".to_owned())?;
+    ensure(keys.len() <= MAX_LIST, || {
+        "too many keys at once".to_owned()
+    })?;
     keys.iter().try_for_each(|given| key(given))
 }
 
@@ -154,17 +190,31 @@ fn outcome(outcome: &JobOutcome, now: DateTime<Utc>) -> Checked {
         }
         JobOutcome::Snapshot(done) => snapshot(done, now),
         JobOutcome::Restore(done) => restore(done, now),
-        JobOutcome::Prune(PruneOutcome { deleted, bytes_freed }) => {
+        JobOutcome::Prune(PruneOutcome {
+            deleted,
+            bytes_freed,
+        }) => {
             count("bytesFreed", *bytes_freed)?;
             ensure(deleted.len() <= MAX_OBJECTS, || "too many keys".to_owned())?;
             deleted.iter().try_for_each(|given| key(given))
         }
-        JobOutcome::Power(PowerOutcome { minor_version, report, .. }) => {
+        JobOutcome::Power(PowerOutcome {
+            minor_version,
+            report,
+            ..
+        }) => {
             text("minorVersion", minor_version, 32)?;
             report.iter().try_for_each(|report| wal(report, now))
         }
-        JobOutcome::ArchiveWal(ArchiveWalOutcome { report, unavailable }) => {
-            text("unavailable", unavailable.as_deref().unwrap_or_default(), MAX_TEXT)?;
+        JobOutcome::ArchiveWal(ArchiveWalOutcome {
+            report,
+            unavailable,
+        }) => {
+            text(
+                "unavailable",
+                unavailable.as_deref().unwrap_or_default(),
+                MAX_TEXT,
+            )?;
             report.iter().try_for_each(|report| wal(report, now))
         }
         JobOutcome::Drop(DropOutcome { report, .. }) => {
@@ -177,7 +227,9 @@ fn snapshot(done: &SnapshotOutcome, now: DateTime<Utc>) -> Checked {
     timeline(done.timeline)?;
     position("startLsn", done.start_lsn)?;
     position("stopLsn", done.stop_lsn)?;
-    ensure(done.start_lsn < done.stop_lsn, || "a backup stops before it starts".to_owned())?;
+    ensure(done.start_lsn < done.stop_lsn, || {
+        "a backup stops before it starts".to_owned()
+    })?;
     not_future("completedTime", done.completed_time, now)?;
     text("minorVersion", &done.minor_version, 32)?;
     count("logicalBytes", done.logical_bytes)?;
@@ -187,7 +239,10 @@ fn snapshot(done: &SnapshotOutcome, now: DateTime<Utc>) -> Checked {
         "the manifest's generation is absurdly large".to_owned()
     })?;
     key(&done.manifest.key)?;
-    let own = format!("/{}/manifest.{}", done.manifest.backup, done.manifest.generation);
+    let own = format!(
+        "/{}/manifest.{}",
+        done.manifest.backup, done.manifest.generation
+    );
     let incarnation = done
         .manifest
         .key
@@ -195,19 +250,27 @@ fn snapshot(done: &SnapshotOutcome, now: DateTime<Utc>) -> Checked {
         .and_then(|rest| rest.strip_suffix(&own))
         .and_then(|incarnation| incarnation.parse::<IncarnationId>().ok())
         .ok_or_else(|| Absurd("the manifest's key is not that of its backup".to_owned()))?;
-    ensure(done.objects.len() <= MAX_OBJECTS, || "too many objects".to_owned())?;
+    ensure(done.objects.len() <= MAX_OBJECTS, || {
+        "too many objects".to_owned()
+    })?;
     let mut seen = HashSet::with_capacity(done.objects.len());
     let mut total = 0_u64;
     for object in &done.objects {
         key_of(&object.key, &["packs", "leaves"], incarnation)?;
-        ensure(seen.insert(object.key.as_str()), || "an object is named twice".to_owned())?;
+        ensure(seen.insert(object.key.as_str()), || {
+            "an object is named twice".to_owned()
+        })?;
         total = total
             .checked_add(object.bytes)
             .filter(|total| i64::try_from(*total).is_ok())
             .ok_or_else(|| Absurd("the objects' sizes are absurdly large".to_owned()))?;
     }
-    ensure(done.corrupt_pages.len() <= MAX_LIST, || "too many damaged pages".to_owned())?;
-    done.corrupt_pages.iter().try_for_each(|page| text("a damaged page", page, MAX_KEY))
+    ensure(done.corrupt_pages.len() <= MAX_LIST, || {
+        "too many damaged pages".to_owned()
+    })?;
+    done.corrupt_pages
+        .iter()
+        .try_for_each(|page| text("a damaged page", page, MAX_KEY))
 }
 
 fn restore(done: &RestoreOutcome, now: DateTime<Utc>) -> Checked {
@@ -236,9 +299,10 @@ fn restore(done: &RestoreOutcome, now: DateTime<Utc>) -> Checked {
 
 /// A power of two from 1 MiB to 1 GiB (PostgreSQL, `initdb --wal-segsize`).
 fn segment_size(bytes: u64) -> Checked {
-    ensure(bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&bytes), || {
-        "the WAL segment size is none that PostgreSQL has".to_owned()
-    })
+    ensure(
+        bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&bytes),
+        || "the WAL segment size is none that PostgreSQL has".to_owned(),
+    )
 }
 
 fn wrapped_key(given: &WrappedKey) -> Checked {
@@ -267,7 +331,13 @@ pub fn wal(report: &WalReport, now: DateTime<Utc>) -> Checked {
     for given in &report.superseded {
         key_of(given, &["wal"], report.incarnation)?;
     }
-    for TimelineStart { timeline: started, parent, switch, history_key } in &report.timelines {
+    for TimelineStart {
+        timeline: started,
+        parent,
+        switch,
+        history_key,
+    } in &report.timelines
+    {
         timeline(*started)?;
         position("switch", *switch)?;
         ensure(parent.is_none_or(|parent| parent < *started), || {
@@ -275,13 +345,17 @@ pub fn wal(report: &WalReport, now: DateTime<Utc>) -> Checked {
         })?;
         if let Some(history) = history_key {
             let own = format!("wal/{}/{}", report.incarnation, started.history_file_name());
-            ensure(*history == own, || "a history file has another's key".to_owned())?;
+            ensure(*history == own, || {
+                "a history file has another's key".to_owned()
+            })?;
         }
     }
     if let Some(gap) = &report.gap {
         timeline(gap.timeline)?;
         position("gap.end", gap.end)?;
-        ensure(gap.start < gap.end, || "a gap ends before it starts".to_owned())?;
+        ensure(gap.start < gap.end, || {
+            "a gap ends before it starts".to_owned()
+        })?;
     }
     Ok(())
 }
@@ -302,7 +376,9 @@ fn wal_object(object: &WalObject, incarnation: IncarnationId) -> Checked {
         object.start.sortable(),
         object.end.sortable()
     );
-    ensure(object.key == own, || "a WAL object's key is not that of its range".to_owned())
+    ensure(object.key == own, || {
+        "a WAL object's key is not that of its range".to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -418,7 +494,10 @@ mod tests {
 
     #[test]
     fn progress_is_a_percentage() {
-        let at = |percent| Progress { percent, ..Progress::default() };
+        let at = |percent| Progress {
+            percent,
+            ..Progress::default()
+        };
         assert!(progress(&at(0.0)).is_ok() && progress(&at(100.0)).is_ok());
         for bad in [-0.1, 100.1, f64::NAN, f64::INFINITY] {
             assert!(progress(&at(bad)).is_err(), "{bad}");

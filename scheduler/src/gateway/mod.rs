@@ -85,13 +85,20 @@ pub fn router(
 ) -> Router {
     let large = DefaultBodyLimit::max(LARGE_BODY_BYTES);
     let layers = ServiceBuilder::new()
-        .layer(TraceLayer::new_for_http().make_span_with(trace::span).on_request(()).on_response(
-            |response: &http::Response<_>, _: Duration, span: &tracing::Span| {
-                span.record("http.response.status_code", response.status().as_u16());
-            },
-        ))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(trace::span)
+                .on_request(())
+                .on_response(
+                    |response: &http::Response<_>, _: Duration, span: &tracing::Span| {
+                        span.record("http.response.status_code", response.status().as_u16());
+                    },
+                ),
+        )
         .layer(CatchPanicLayer::new())
-        .layer(HandleErrorLayer::new(|_: tower::BoxError| async { Refused::timeout() }))
+        .layer(HandleErrorLayer::new(|_: tower::BoxError| async {
+            Refused::timeout()
+        }))
         .layer(TimeoutLayer::new(CALL))
         .layer(DefaultBodyLimit::max(BODY_BYTES));
     Router::new()
@@ -157,7 +164,10 @@ async fn lease(
     let until = Instant::now() + wait;
     loop {
         let mut wake = gateway.control_plane.hints().subscribe();
-        let jobs = gateway.control_plane.lease(node, request.boot, capacity).await?;
+        let jobs = gateway
+            .control_plane
+            .lease(node, request.boot, capacity)
+            .await?;
         let left = until.saturating_duration_since(Instant::now());
         if !jobs.is_empty() || left.is_zero() || gateway.shutdown.is_cancelled() {
             return Ok(Json(LeaseResponse { jobs }));
@@ -179,7 +189,12 @@ async fn progress(
         check::progress(progress)?;
     }
     let said = request.progress.as_ref();
-    Ok(Json(gateway.control_plane.progress(node, request.lease, said).await?))
+    Ok(Json(
+        gateway
+            .control_plane
+            .progress(node, request.lease, said)
+            .await?,
+    ))
 }
 
 async fn report(
@@ -189,7 +204,10 @@ async fn report(
 ) -> Answer<Value> {
     note_job(&request.lease.job);
     check::result(&request.result, gateway.control_plane.clock().now())?;
-    gateway.control_plane.report(node, request.lease, &request.result).await?;
+    gateway
+        .control_plane
+        .report(node, request.lease, &request.result)
+        .await?;
     Ok(Json(json!({})))
 }
 
@@ -200,7 +218,10 @@ async fn validate(
 ) -> Answer<ValidateResponse> {
     note_job(&request.lease.job);
     check::keys(&request.keys)?;
-    let may_delete = gateway.control_plane.validate(node, request.lease, &request.keys).await?;
+    let may_delete = gateway
+        .control_plane
+        .validate(node, request.lease, &request.keys)
+        .await?;
     Ok(Json(ValidateResponse { may_delete }))
 }
 
@@ -213,7 +234,10 @@ async fn wal(
     for report in &request.reports {
         check::wal(report, now)?;
     }
-    gateway.control_plane.wal_report(node, request.boot, &request.reports).await?;
+    gateway
+        .control_plane
+        .wal_report(node, request.boot, &request.reports)
+        .await?;
     Ok(Json(json!({})))
 }
 

@@ -125,7 +125,10 @@ impl From<control_plane::Error> for Refused {
             }
             Error::Refused(refusal) => Self::invalid(refusal.to_string()),
             Error::Unavailable(_) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the store does not answer"
+                );
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "ServiceUnavailable",
@@ -133,7 +136,10 @@ impl From<control_plane::Error> for Refused {
                 )
             }
             error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "a call of an agent failed");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a call of an agent failed"
+                );
                 Self::internal()
             }
         }
@@ -146,7 +152,10 @@ impl From<crate::Error> for Refused {
             crate::Error::CertificateRequest => Self::invalid(error.to_string()),
             crate::Error::ControlPlane(error) => error.into(),
             error => {
-                tracing::error!(error = &error as &dyn std::error::Error, "a call of an agent failed");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a call of an agent failed"
+                );
                 Self::internal()
             }
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use chrono::{DateTime, Utc};
+use holdfast_control_plane::clock::Clock;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -21,7 +22,6 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
-use holdfast_control_plane::clock::Clock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -77,7 +77,13 @@ pub async fn accept(
             server = Identity::new(authority, names, clock)?;
         }
         let acceptor = server.acceptor.clone();
-        tokio::spawn(connection(stream, acceptor, router.clone(), graceful.watcher(), slot));
+        tokio::spawn(connection(
+            stream,
+            acceptor,
+            router.clone(),
+            graceful.watcher(),
+            slot,
+        ));
     }
     drop(listener);
     if timeout(DRAIN, graceful.shutdown()).await.is_err() {
@@ -96,7 +102,10 @@ async fn connection(
     let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::debug!(error = &error as &dyn std::error::Error, "TLS with an agent failed");
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "TLS with an agent failed"
+            );
             return;
         }
         Err(_) => return,
@@ -123,7 +132,9 @@ async fn connection(
         .timer(TokioTimer::new())
         .keep_alive_interval(HEADER_READ)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
-    let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
+    let connection = http
+        .serve_connection(TokioIo::new(stream), service)
+        .into_owned();
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(error = %error, "connection of an agent ended");
     }

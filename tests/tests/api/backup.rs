@@ -5,16 +5,18 @@ use chrono::TimeDelta;
 use holdfast_tests::api_client::{ApiClient, server_path};
 use http::Method;
 use insta::assert_json_snapshot;
-use serde_json::{json};
+use serde_json::json;
 
-use crate::with_server::{created};
+use crate::with_server::created;
 
 #[tokio::test]
 async fn a_backup_is_requested_listed_read_and_deleted() -> Result<()> {
     // FLX-101, FLX-104, FLX-105
     let (mut harness, api) = created().await?;
     let backups = format!("{}/backups", server_path("pg1"));
-    let accepted = api.call(Method::PUT, &format!("{backups}/b1"), None).await?;
+    let accepted = api
+        .call(Method::PUT, &format!("{backups}/b1"), None)
+        .await?;
     assert_json_snapshot!(accepted.stable(), @r#"
     {
       "body": {
@@ -73,13 +75,22 @@ async fn a_backup_is_requested_listed_read_and_deleted() -> Result<()> {
     }
     "#);
 
-    let again = api.call(Method::PUT, &format!("{backups}/b1"), None).await?;
+    let again = api
+        .call(Method::PUT, &format!("{backups}/b1"), None)
+        .await?;
     assert_eq!(again.refusal(), (409, "BackupAlreadyExists"));
-    let deleted = api.call(Method::DELETE, &format!("{backups}/b1"), None).await?;
+    let deleted = api
+        .call(Method::DELETE, &format!("{backups}/b1"), None)
+        .await?;
     assert_eq!(deleted.status, 202, "{deleted:?}");
     harness.run_until_idle().await?;
     assert_eq!(api.get(&format!("{backups}/b1")).await?.status, 404);
-    assert_eq!(api.call(Method::DELETE, &format!("{backups}/b1"), None).await?.status, 204);
+    assert_eq!(
+        api.call(Method::DELETE, &format!("{backups}/b1"), None)
+            .await?
+            .status,
+        204
+    );
     Ok(())
 }
 
@@ -100,8 +111,13 @@ async fn a_restore_makes_a_server_like_its_source() -> Result<()> {
             "storage": {},
         },
     });
-    let accepted = api.call(Method::PUT, &server_path("pg2"), Some(body)).await?;
-    assert_eq!(accepted.body["operation"], "RestoreSnapshotManagementOperation");
+    let accepted = api
+        .call(Method::PUT, &server_path("pg2"), Some(body))
+        .await?;
+    assert_eq!(
+        accepted.body["operation"],
+        "RestoreSnapshotManagementOperation"
+    );
     harness.run_until_idle().await?;
     let operation = api.get(&ApiClient::operation_of(&accepted)?).await?;
     assert_json_snapshot!(operation.stable(), @r#"
@@ -140,10 +156,17 @@ async fn a_restore_makes_a_server_like_its_source() -> Result<()> {
     let mut source = api.get(&server_path("pg1")).await?.body;
     let restored = api.get(&server_path("pg2")).await?.body;
     for field in ["version", "administratorLogin", "storage", "network"] {
-        assert_eq!(restored["properties"][field], source["properties"][field], "{field}");
+        assert_eq!(
+            restored["properties"][field], source["properties"][field],
+            "{field}"
+        );
     }
     assert_eq!(restored["sku"], source["sku"].take());
-    assert!(restored["properties"].get("sourceServerResourceId").is_none());
+    assert!(
+        restored["properties"]
+            .get("sourceServerResourceId")
+            .is_none()
+    );
     Ok(())
 }
 

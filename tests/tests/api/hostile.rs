@@ -24,10 +24,30 @@ async fn rows_21_and_22_a_body_is_one_plain_json_document() -> Result<()> {
     let twice = good.replacen('{', "{\"location\":\"centralus\",", 1);
     let big = format!("{{\"x\":\"{}\"}}", "a".repeat(2 << 20));
     let cases: [(&str, Vec<u8>, &str, u16); 9] = [
-        ("invalid UTF-8", b"{\"location\":\"\xff\"}".to_vec(), "application/json", 400),
-        ("a BOM", format!("\u{feff}{good}").into_bytes(), "application/json", 400),
-        ("trailing garbage", format!("{good} x").into_bytes(), "application/json", 400),
-        ("a duplicate key", twice.into_bytes(), "application/json", 400),
+        (
+            "invalid UTF-8",
+            b"{\"location\":\"\xff\"}".to_vec(),
+            "application/json",
+            400,
+        ),
+        (
+            "a BOM",
+            format!("\u{feff}{good}").into_bytes(),
+            "application/json",
+            400,
+        ),
+        (
+            "trailing garbage",
+            format!("{good} x").into_bytes(),
+            "application/json",
+            400,
+        ),
+        (
+            "a duplicate key",
+            twice.into_bytes(),
+            "application/json",
+            400,
+        ),
         ("too deep", deep.into_bytes(), "application/json", 400),
         ("too large", big.into_bytes(), "application/json", 413),
         ("an array", b"[]".to_vec(), "application/json", 400),
@@ -63,7 +83,10 @@ async fn row_26_an_operation_is_seen_from_its_own_subscription_only() -> Result<
     setting.harness.run_until_idle().await?;
     assert_eq!(setting.api.get(&own).await?.status, 200);
     let random = own.replace(
-        own.split('/').next_back().and_then(|last| last.split('?').next()).unwrap_or_default(),
+        own.split('/')
+            .next_back()
+            .and_then(|last| last.split('?').next())
+            .unwrap_or_default(),
         "99999999-0000-4000-8000-000000000009",
     );
     assert_eq!(setting.api.get(&random).await?.status, 404);
@@ -99,12 +122,19 @@ async fn row_35_an_administrator_is_nobody_that_postgres_knows() -> Result<()> {
         body["properties"]["administratorLogin"] = login.into();
         assert_eq!(setting.put("pg2", body).await?.status, 400, "{login}");
     }
-    for password in ["short".to_owned(), "x".repeat(1 << 19), "nul\u{0}nul\u{0}nul".to_owned()] {
+    for password in [
+        "short".to_owned(),
+        "x".repeat(1 << 19),
+        "nul\u{0}nul\u{0}nul".to_owned(),
+    ] {
         let mut body = create_body();
         body["properties"]["administratorLoginPassword"] = password.clone().into();
         let refused = setting.put("pg2", body).await?;
         assert_eq!(refused.status, 400);
-        assert!(!refused.body.to_string().contains(&password), "never echoed");
+        assert!(
+            !refused.body.to_string().contains(&password),
+            "never echoed"
+        );
     }
     assert_eq!(setting.traces().await?, before);
     Ok(())
@@ -124,7 +154,10 @@ async fn what_the_server_is_cannot_be_written_by_its_user() -> Result<()> {
         setting.harness.run_until_idle().await?;
         let read = setting.api.get(&server_path("pg2")).await?.body;
         assert_eq!(read["id"], server_path("pg2"));
-        assert_eq!(read["properties"]["fullyQualifiedDomainName"], "pg2.postgres.test");
+        assert_eq!(
+            read["properties"]["fullyQualifiedDomainName"],
+            "pg2.postgres.test"
+        );
         assert_ne!(read["systemData"]["createdAt"], "1999-01-01T00:00:00Z");
     } else {
         assert_eq!(answer.status, 400);
@@ -136,10 +169,16 @@ async fn what_the_server_is_cannot_be_written_by_its_user() -> Result<()> {
 async fn an_unknown_path_and_an_unknown_method_are_said_to_be_so() -> Result<()> {
     // RELIABILITY §4.9 row 43
     let setting = Setting::new().await?;
-    let odd = setting.api.get(&format!("{}/pg1/secrets", servers_path())).await?;
+    let odd = setting
+        .api
+        .get(&format!("{}/pg1/secrets", servers_path()))
+        .await?;
     assert_eq!(odd.status, 404);
     assert!(!odd.code().is_empty());
-    let trace = setting.api.call(Method::TRACE, &server_path("pg1"), None).await?;
+    let trace = setting
+        .api
+        .call(Method::TRACE, &server_path("pg1"), None)
+        .await?;
     assert!(matches!(trace.status, 404 | 405), "{trace:?}");
     Ok(())
 }

@@ -17,10 +17,15 @@ use crate::with_server::{Setting, restore_body};
 const FOREIGN: &str = "f0e1d2c3-0000-4000-8000-000000000002";
 
 #[tokio::test]
-async fn row_9_another_subscription_looks_the_same_whether_or_not_a_server_is_there() -> Result<()> {
+async fn row_9_another_subscription_looks_the_same_whether_or_not_a_server_is_there() -> Result<()>
+{
     let setting = Setting::new().await?;
     let foreign: SubscriptionId = FOREIGN.parse()?;
-    setting.harness.control_plane.ensure_subscription(foreign).await?;
+    setting
+        .harness
+        .control_plane
+        .ensure_subscription(foreign)
+        .await?;
     let mut answers = Vec::new();
     for (subscription, name) in [
         (SUBSCRIPTION.to_string(), "pg1"),
@@ -29,13 +34,23 @@ async fn row_9_another_subscription_looks_the_same_whether_or_not_a_server_is_th
         ("99999999-0000-4000-8000-000000000009".to_owned(), "pg1"),
     ] {
         let path = server_path(name).replace(&SUBSCRIPTION.to_string(), &subscription);
-        let answer = setting.api.call_as(STRANGER, Method::GET, &path, None).await?;
-        let said = answer.body.to_string().replace(&subscription, "S").replace(name, "N");
+        let answer = setting
+            .api
+            .call_as(STRANGER, Method::GET, &path, None)
+            .await?;
+        let said = answer
+            .body
+            .to_string()
+            .replace(&subscription, "S")
+            .replace(name, "N");
         let mut headers: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
         headers.sort();
         answers.push((answer.status, said, headers));
     }
-    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+    assert!(
+        answers.iter().all(|answer| *answer == answers[0]),
+        "{answers:#?}"
+    );
     assert_eq!(answers[0].0, 403);
     Ok(())
 }
@@ -45,7 +60,10 @@ async fn row_10_a_reader_takes_no_backup() -> Result<()> {
     let setting = Setting::new().await?;
     let before = setting.traces().await?;
     let path = format!("{}/backups/b1", server_path("pg1"));
-    let refused = setting.api.call_as(READER, Method::PUT, &path, None).await?;
+    let refused = setting
+        .api
+        .call_as(READER, Method::PUT, &path, None)
+        .await?;
     assert_json_snapshot!(refused.stable(), @r#"
     {
       "body": {
@@ -63,7 +81,14 @@ async fn row_10_a_reader_takes_no_backup() -> Result<()> {
       "status": 403
     }
     "#);
-    assert_eq!(setting.api.call_as(READER, Method::GET, &server_path("pg1"), None).await?.status, 200);
+    assert_eq!(
+        setting
+            .api
+            .call_as(READER, Method::GET, &server_path("pg1"), None)
+            .await?
+            .status,
+        200
+    );
     assert_eq!(setting.traces().await?, before);
     Ok(())
 }
@@ -89,7 +114,9 @@ async fn row_12_a_source_is_exactly_a_servers_id() -> Result<()> {
     let before = setting.traces().await?;
     let id = server_path("pg1");
     for bad in [
-        format!("/subscriptions/{SUBSCRIPTION}/../{SUBSCRIPTION}/resourceGroups/rg1/providers/Microsoft.DBforPostgreSQL/flexibleServers/pg1"),
+        format!(
+            "/subscriptions/{SUBSCRIPTION}/../{SUBSCRIPTION}/resourceGroups/rg1/providers/Microsoft.DBforPostgreSQL/flexibleServers/pg1"
+        ),
         id.replace("/rg1", "//rg1"),
         id.replace("rg1", "%2e%2e"),
         format!("{id}#"),
@@ -107,7 +134,10 @@ async fn row_12_a_source_is_exactly_a_servers_id() -> Result<()> {
 
     // Case is not a mistake.
     let mut body = restore_body();
-    let shouted = id.replace("Microsoft.DBforPostgreSQL/flexibleServers", "MICROSOFT.dbforpostgresql/FLEXIBLESERVERS");
+    let shouted = id.replace(
+        "Microsoft.DBforPostgreSQL/flexibleServers",
+        "MICROSOFT.dbforpostgresql/FLEXIBLESERVERS",
+    );
     body["properties"]["sourceServerResourceId"] = shouted.into();
     assert_eq!(setting.put("pg2", body).await?.status, 202);
     Ok(())
@@ -119,15 +149,28 @@ async fn row_13_a_servers_name_is_a_name() -> Result<()> {
     let before = setting.traces().await?;
     let long = "a".repeat(64);
     for name in [
-        "..", "a%2f..%2fb", "a%00b", "A_B", "ABC", long.as_str(), "-xx", "xx-",
-        "%F0%9F%98%80%F0%9F%98%80%F0%9F%98%80", "pg1;touch%20%2Ftmp%2Fp", "$(id)", "ab",
+        "..",
+        "a%2f..%2fb",
+        "a%00b",
+        "A_B",
+        "ABC",
+        long.as_str(),
+        "-xx",
+        "xx-",
+        "%F0%9F%98%80%F0%9F%98%80%F0%9F%98%80",
+        "pg1;touch%20%2Ftmp%2Fp",
+        "$(id)",
+        "ab",
     ] {
         let refused = setting.put(name, create_body()).await?;
         assert_eq!(refused.refusal(), (400, "InvalidResourceName"), "{name}");
         assert!(!refused.body.to_string().contains('\u{0}'), "{name}");
     }
     // Not a name at all, but a longer path.
-    assert!(matches!(setting.put("a/../../b", create_body()).await?.status, 400 | 404));
+    assert!(matches!(
+        setting.put("a/../../b", create_body()).await?.status,
+        400 | 404
+    ));
     assert_eq!(setting.traces().await?, before);
     Ok(())
 }
@@ -137,7 +180,15 @@ async fn row_14_a_backups_name_is_a_name() -> Result<()> {
     let setting = Setting::new().await?;
     let before = setting.traces().await?;
     let long = "b".repeat(300);
-    for name in ["..%2F..%2Fmanifest", ".", "..", "a..b", "a%0D%0Ab", "%00", long.as_str()] {
+    for name in [
+        "..%2F..%2Fmanifest",
+        ".",
+        "..",
+        "a..b",
+        "a%0D%0Ab",
+        "%00",
+        long.as_str(),
+    ] {
         let path = format!("{}/backups/{name}", server_path("pg1"));
         let refused = setting.api.call(Method::PUT, &path, None).await?;
         assert_eq!(refused.refusal(), (400, "InvalidResourceName"), "{name}");
@@ -173,7 +224,11 @@ async fn row_15_a_restore_time_is_an_instant() -> Result<()> {
     ] {
         let shown: String = bad.to_string().chars().take(60).collect();
         let refused = setting.restore("pg2", bad).await?;
-        assert_eq!(refused.refusal(), (400, "InvalidParameterValue"), "{shown}: {refused:?}");
+        assert_eq!(
+            refused.refusal(),
+            (400, "InvalidParameterValue"),
+            "{shown}: {refused:?}"
+        );
         let target = refused.body["error"]["target"].as_str().unwrap_or_default();
         assert!(target.ends_with("pointInTimeUTC"), "{shown}: {target}");
     }
@@ -189,7 +244,10 @@ async fn row_16_a_time_outside_the_window_is_refused_with_both_bounds() -> Resul
     setting.harness.run_until_idle().await?;
     setting.harness.power("pg1", Power::Stopped).await?;
     let view = setting.harness.server("pg1").await?;
-    let (earliest, latest) = (view.earliest_restore.expect("a backup"), view.latest_restore.expect("WAL"));
+    let (earliest, latest) = (
+        view.earliest_restore.expect("a backup"),
+        view.latest_restore.expect("WAL"),
+    );
     setting.harness.advance(TimeDelta::minutes(10)).await?;
     setting.harness.run_until_idle().await?;
 
@@ -228,7 +286,10 @@ async fn row_16_a_time_outside_the_window_is_refused_with_both_bounds() -> Resul
     let before = earliest - TimeDelta::microseconds(1_000_001);
     let refused = setting.restore("pg2", json!(before)).await?;
     assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
-    assert_eq!(refused.body["error"]["details"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        refused.body["error"]["details"].as_array().map(Vec::len),
+        Some(2)
+    );
     let future = setting.harness.now() + TimeDelta::minutes(6);
     let refused = setting.restore("pg2", json!(future)).await?;
     assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
@@ -243,17 +304,32 @@ async fn row_17_retention_is_a_whole_number_of_days_from_7_to_35() -> Result<()>
     // FLX-008, FLX-009, FLX-131
     let setting = Setting::new().await?;
     let before = setting.traces().await?;
-    for bad in ["6", "36", "-1", "0", "7.5", "\"7\"", "1e2", "9223372036854775808", "null", "[7]"] {
+    for bad in [
+        "6",
+        "36",
+        "-1",
+        "0",
+        "7.5",
+        "\"7\"",
+        "1e2",
+        "9223372036854775808",
+        "null",
+        "[7]",
+    ] {
         let days: Value = serde_json::from_str(bad)?;
         let body = json!({"properties": {"backup": {"backupRetentionDays": days}}});
-        let patch = setting.api.call(Method::PATCH, &server_path("pg1"), Some(body)).await?;
+        let patch = setting
+            .api
+            .call(Method::PATCH, &server_path("pg1"), Some(body))
+            .await?;
         assert_eq!(patch.refusal(), (400, "InvalidParameterValue"), "{bad}");
         assert_eq!(
             patch.body["error"]["target"], "properties.backup.backupRetentionDays",
             "{bad}"
         );
         let mut create = create_body();
-        create["properties"]["backup"] = json!({"backupRetentionDays": serde_json::from_str::<Value>(bad)?});
+        create["properties"]["backup"] =
+            json!({"backupRetentionDays": serde_json::from_str::<Value>(bad)?});
         let create = setting.put("pg2", create).await?;
         assert_eq!(create.refusal(), (400, "InvalidParameterValue"), "{bad}");
     }
@@ -272,7 +348,10 @@ async fn row_18_a_restore_names_a_mode_a_source_and_another_server() -> Result<(
         assert_eq!(refused.status, 400, "{mode}: {refused:?}");
     }
     let mut body = restore_body();
-    body["properties"].as_object_mut().expect("an object").remove("sourceServerResourceId");
+    body["properties"]
+        .as_object_mut()
+        .expect("an object")
+        .remove("sourceServerResourceId");
     assert_eq!(setting.put("pg2", body).await?.status, 400);
     let mut body = restore_body();
     body["location"] = "centralus".into();
@@ -287,12 +366,18 @@ async fn row_18_a_restore_names_a_mode_a_source_and_another_server() -> Result<(
 async fn row_19_a_restore_never_lands_on_a_living_server() -> Result<()> {
     let mut setting = Setting::new().await?;
     setting.harness.create("pg2").await?;
-    let before = (setting.traces().await?, setting.api.get(&server_path("pg2")).await?.body);
+    let before = (
+        setting.traces().await?,
+        setting.api.get(&server_path("pg2")).await?.body,
+    );
     for target in ["pg1", "pg2"] {
         let refused = setting.put(target, restore_body()).await?;
         assert!(matches!(refused.status, 400 | 409), "{target}: {refused:?}");
     }
-    let after = (setting.traces().await?, setting.api.get(&server_path("pg2")).await?.body);
+    let after = (
+        setting.traces().await?,
+        setting.api.get(&server_path("pg2")).await?.body,
+    );
     assert_eq!(after, before);
     Ok(())
 }
@@ -305,13 +390,24 @@ async fn row_20_an_api_version_is_a_date() -> Result<()> {
         ("?x=1", "MissingApiVersionParameter"),
         ("?api-version=latest", "InvalidApiVersionParameter"),
         ("?api-version=2026-13-01", "InvalidApiVersionParameter"),
-        ("?api-version=2026-10-01&api-version=2025-08-01", "InvalidApiVersionParameter"),
+        (
+            "?api-version=2026-10-01&api-version=2025-08-01",
+            "InvalidApiVersionParameter",
+        ),
     ] {
         let refused = setting.api.get(&format!("{path}{query}")).await?;
         assert_eq!(refused.refusal(), (400, code), "{query}");
     }
-    for version in ["2024-08-01", "2025-08-01", "2026-01-01-preview", "2026-10-01"] {
-        let read = setting.api.get(&format!("{path}?API-Version={version}")).await?;
+    for version in [
+        "2024-08-01",
+        "2025-08-01",
+        "2026-01-01-preview",
+        "2026-10-01",
+    ] {
+        let read = setting
+            .api
+            .get(&format!("{path}?API-Version={version}"))
+            .await?;
         assert_eq!(read.status, 200, "{version}");
     }
     Ok(())

@@ -7,7 +7,7 @@ use holdfast_tests::harness::{GROUP, SUBSCRIPTION};
 use holdfast_tests::scripted_node::failure;
 use http::Method;
 use insta::assert_json_snapshot;
-use serde_json::{json};
+use serde_json::json;
 
 use crate::with_server::{created, empty};
 
@@ -62,7 +62,12 @@ async fn a_lock_stops_deleting_until_it_is_removed() -> Result<()> {
     assert_eq!(api.get(&server_path("pg1")).await?.status, 200);
 
     assert_eq!(api.call(Method::DELETE, &lock, None).await?.status, 200);
-    assert_eq!(api.call(Method::DELETE, &server_path("pg1"), None).await?.status, 202);
+    assert_eq!(
+        api.call(Method::DELETE, &server_path("pg1"), None)
+            .await?
+            .status,
+        202
+    );
     harness.run_until_idle().await?;
     Ok(())
 }
@@ -70,7 +75,9 @@ async fn a_lock_stops_deleting_until_it_is_removed() -> Result<()> {
 #[tokio::test]
 async fn the_activity_log_tells_how_everything_began_and_ended() -> Result<()> {
     let (mut harness, api) = created().await?;
-    harness.nodes[0].script.insert(JobKind::Drop, failure("DiskFull", false));
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Drop, failure("DiskFull", false));
     api.call(Method::DELETE, &server_path("pg1"), None).await?;
     harness.run_until_idle().await?;
     let path = format!(
@@ -114,7 +121,9 @@ async fn a_resource_group_is_made_read_and_asked_for() -> Result<()> {
     let version = "?api-version=2024-11-01";
     let path = format!("/subscriptions/{SUBSCRIPTION}/resourcegroups/Rg2{version}");
     assert_eq!(api.call(Method::HEAD, &path, None).await?.status, 404);
-    let made = api.call(Method::PUT, &path, Some(json!({"location": "eastus2"}))).await?;
+    let made = api
+        .call(Method::PUT, &path, Some(json!({"location": "eastus2"})))
+        .await?;
     assert_json_snapshot!(made.stable(), @r#"
     {
       "body": {

@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use holdfast_domain::job::JobKind;
-use holdfast_tests::api_client::{ApiClient, OWNER, create_body, request, server_path, servers_path};
-use holdfast_tests::harness::{SUBSCRIPTION};
+use holdfast_tests::api_client::{
+    ApiClient, OWNER, create_body, request, server_path, servers_path,
+};
+use holdfast_tests::harness::SUBSCRIPTION;
 use holdfast_tests::scripted_node::failure;
 use http::{Method, header};
 use insta::assert_json_snapshot;
@@ -17,7 +19,9 @@ async fn a_create_is_accepted_polled_and_read() -> Result<()> {
     let absent = api.get(&server_path("pg1")).await?;
     assert_eq!(absent.refusal(), (404, "ResourceNotFound"));
 
-    let accepted = api.call(Method::PUT, &server_path("pg1"), Some(create_body())).await?;
+    let accepted = api
+        .call(Method::PUT, &server_path("pg1"), Some(create_body()))
+        .await?;
     assert_json_snapshot!(accepted.stable(), @r#"
     {
       "body": {
@@ -152,9 +156,10 @@ async fn a_create_is_accepted_polled_and_read() -> Result<()> {
 #[tokio::test]
 async fn names_and_words_of_a_path_are_matched_without_case() -> Result<()> {
     let (_harness, api) = created().await?;
-    let shouted = server_path("pg1")
-        .to_uppercase()
-        .replace(&SUBSCRIPTION.to_string().to_uppercase(), &SUBSCRIPTION.to_string());
+    let shouted = server_path("pg1").to_uppercase().replace(
+        &SUBSCRIPTION.to_string().to_uppercase(),
+        &SUBSCRIPTION.to_string(),
+    );
     let read = api.get(&shouted).await?;
     assert_eq!(read.status, 200);
     assert_eq!(read.body["id"], server_path("pg1"));
@@ -167,7 +172,9 @@ async fn servers_are_listed_by_group_and_by_subscription() -> Result<()> {
     let one = api.get(&server_path("pg1")).await?.body;
     for list in [
         servers_path(),
-        format!("/subscriptions/{SUBSCRIPTION}/providers/Microsoft.DBforPostgreSQL/flexibleServers"),
+        format!(
+            "/subscriptions/{SUBSCRIPTION}/providers/Microsoft.DBforPostgreSQL/flexibleServers"
+        ),
     ] {
         assert_eq!(api.get(&list).await?.body["value"], json!([one]));
     }
@@ -178,8 +185,11 @@ async fn servers_are_listed_by_group_and_by_subscription() -> Result<()> {
 async fn retention_and_tags_are_patched_and_what_was_decided_at_creation_is_not() -> Result<()> {
     // FLX-007, FLX-036, FLX-037
     let (mut harness, api) = created().await?;
-    let body = json!({"tags": {"team": "a"}, "properties": {"backup": {"backupRetentionDays": 35}}});
-    let accepted = api.call(Method::PATCH, &server_path("pg1"), Some(body)).await?;
+    let body =
+        json!({"tags": {"team": "a"}, "properties": {"backup": {"backupRetentionDays": 35}}});
+    let accepted = api
+        .call(Method::PATCH, &server_path("pg1"), Some(body))
+        .await?;
     assert_eq!(accepted.status, 202, "{accepted:?}");
     harness.run_until_idle().await?;
     let read = api.get(&server_path("pg1")).await?.body;
@@ -187,7 +197,9 @@ async fn retention_and_tags_are_patched_and_what_was_decided_at_creation_is_not(
     assert_eq!(read["tags"], json!({"team": "a"}));
 
     let geo = json!({"properties": {"backup": {"geoRedundantBackup": "Enabled"}}});
-    let refused = api.call(Method::PATCH, &server_path("pg1"), Some(geo)).await?;
+    let refused = api
+        .call(Method::PATCH, &server_path("pg1"), Some(geo))
+        .await?;
     assert_json_snapshot!(refused.stable(), @r#"
     {
       "body": {
@@ -212,22 +224,39 @@ async fn retention_and_tags_are_patched_and_what_was_decided_at_creation_is_not(
 #[tokio::test]
 async fn a_server_is_stopped_and_started() -> Result<()> {
     let (mut harness, api) = created().await?;
-    let state = |body: &Value| body["properties"]["state"].as_str().unwrap_or("").to_owned();
-    let stop = api.call(Method::POST, &format!("{}/stop", server_path("pg1")), None).await?;
+    let state = |body: &Value| {
+        body["properties"]["state"]
+            .as_str()
+            .unwrap_or("")
+            .to_owned()
+    };
+    let stop = api
+        .call(Method::POST, &format!("{}/stop", server_path("pg1")), None)
+        .await?;
     assert_eq!(stop.body["operation"], "StopServerManagementOperation");
     assert_eq!(state(&api.get(&server_path("pg1")).await?.body), "Stopping");
     harness.run_until_idle().await?;
     assert_eq!(state(&api.get(&server_path("pg1")).await?.body), "Stopped");
 
-    let again = api.call(Method::POST, &format!("{}/restart", server_path("pg1")), None).await?;
+    let again = api
+        .call(
+            Method::POST,
+            &format!("{}/restart", server_path("pg1")),
+            None,
+        )
+        .await?;
     assert_eq!(again.refusal(), (400, "ServerIsNotReady"));
 
-    let start = api.call(Method::POST, &format!("{}/start", server_path("pg1")), None).await?;
+    let start = api
+        .call(Method::POST, &format!("{}/start", server_path("pg1")), None)
+        .await?;
     assert_eq!(start.status, 202, "{start:?}");
     harness.run_until_idle().await?;
     assert_eq!(state(&api.get(&server_path("pg1")).await?.body), "Ready");
     // The result of a finished POST is there for those who follow `Location`.
-    let location = start.headers[header::LOCATION].to_str()?.replace("https://api.test", "");
+    let location = start.headers[header::LOCATION]
+        .to_str()?
+        .replace("https://api.test", "");
     assert_json_snapshot!(api.get(&location).await?.stable(), @r#"
     {
       "body": {
@@ -270,20 +299,34 @@ async fn a_deleted_server_is_gone_and_its_operation_still_answers() -> Result<()
     }
     "#);
     harness.run_until_idle().await?;
-    assert_eq!(api.get(&server_path("pg1")).await?.refusal(), (404, "ResourceNotFound"));
+    assert_eq!(
+        api.get(&server_path("pg1")).await?.refusal(),
+        (404, "ResourceNotFound")
+    );
     let operation = api.get(&ApiClient::operation_of(&accepted)?).await?;
     assert_eq!(operation.body["status"], "Succeeded");
-    let location = accepted.headers[header::LOCATION].to_str()?.replace("https://api.test", "");
+    let location = accepted.headers[header::LOCATION]
+        .to_str()?
+        .replace("https://api.test", "");
     assert!(matches!(api.get(&location).await?.status, 200 | 204));
-    assert_eq!(api.call(Method::DELETE, &server_path("pg1"), None).await?.status, 204);
+    assert_eq!(
+        api.call(Method::DELETE, &server_path("pg1"), None)
+            .await?
+            .status,
+        204
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_failed_operation_says_why_at_the_top_level() -> Result<()> {
     let (mut harness, api) = empty().await?;
-    harness.nodes[0].script.insert(JobKind::Provision, failure("DiskFull", false));
-    let accepted = api.call(Method::PUT, &server_path("pg1"), Some(create_body())).await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, failure("DiskFull", false));
+    let accepted = api
+        .call(Method::PUT, &server_path("pg1"), Some(create_body()))
+        .await?;
     harness.run_until_idle().await?;
     let operation = api.get(&ApiClient::operation_of(&accepted)?).await?;
     assert_json_snapshot!(operation.stable(), @r#"
@@ -322,7 +365,10 @@ async fn the_same_request_fifty_times_makes_one_server_and_one_operation() -> Re
         let request = request(Method::PUT, &server_path("pg1"))
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
             .header(header::CONTENT_TYPE, "application/json")
-            .header("x-ms-client-request-id", "11111111-1111-4111-8111-111111111111")
+            .header(
+                "x-ms-client-request-id",
+                "11111111-1111-4111-8111-111111111111",
+            )
             .body(axum::body::Body::from(create_body().to_string()));
         async { api.send(request?).await }
     };
@@ -337,7 +383,9 @@ async fn the_same_request_fifty_times_makes_one_server_and_one_operation() -> Re
 
     let mut other = create_body();
     other["properties"]["storage"]["storageSizeGB"] = 64.into();
-    let taken = api.call(Method::PUT, &server_path("pg1"), Some(other)).await?;
+    let taken = api
+        .call(Method::PUT, &server_path("pg1"), Some(other))
+        .await?;
     assert_eq!(taken.refusal(), (409, "ServerNameAlreadyExists"));
     Ok(())
 }

@@ -21,7 +21,9 @@ impl Setting {
     }
 
     pub async fn put(&self, name: &str, body: Value) -> Result<Answer> {
-        self.api.call(Method::PUT, &server_path(name), Some(body)).await
+        self.api
+            .call(Method::PUT, &server_path(name), Some(body))
+            .await
     }
 
     pub async fn restore(&self, name: &str, at: Value) -> Result<Answer> {
@@ -61,7 +63,9 @@ pub async fn empty() -> Result<(Harness, ApiClient)> {
 /// An API with a server `pg1` that was created through it.
 pub async fn created() -> Result<(Harness, ApiClient)> {
     let (mut harness, api) = empty().await?;
-    let accepted = api.call(Method::PUT, &server_path("pg1"), Some(create_body())).await?;
+    let accepted = api
+        .call(Method::PUT, &server_path("pg1"), Some(create_body()))
+        .await?;
     anyhow::ensure!(accepted.status == 202, "{accepted:?}");
     harness.run_until_idle().await?;
     Ok((harness, api))

@@ -58,7 +58,9 @@ async fn a_dead_agents_job_is_done_by_the_next_attempt_and_its_late_report_count
 -> Result<()> {
     // RELIABILITY F05, F23; §4.9 row 38
     let mut harness = Harness::new().await?;
-    harness.nodes[0].script.insert(JobKind::Provision, Deed::Abandon);
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, Deed::Abandon);
     let accepted = harness.request_create("pg1", &wish()).await?;
     harness.run_until_idle().await?;
     let dead = harness.nodes[0].abandoned.remove(0);
@@ -68,7 +70,10 @@ async fn a_dead_agents_job_is_done_by_the_next_attempt_and_its_late_report_count
     // The lease is over after a minute, the back-off after ten more at the most.
     harness.live(24, TimeDelta::seconds(30)).await?;
     harness.succeeded(&accepted.operation).await?;
-    let again = harness.nodes[0].leased.iter().find(|job| job.job == dead.job && job.epoch == 2);
+    let again = harness.nodes[0]
+        .leased
+        .iter()
+        .find(|job| job.job == dead.job && job.epoch == 2);
     assert!(again.is_some(), "the same job under a new epoch");
 
     let control_plane = harness.control_plane.clone();
@@ -88,7 +93,9 @@ async fn a_dead_agents_job_is_done_by_the_next_attempt_and_its_late_report_count
 async fn a_lease_is_for_one_node_one_boot_and_one_epoch() -> Result<()> {
     // RELIABILITY §4.9 rows 37, 38; F24, F71
     let mut harness = Harness::new().await?;
-    harness.nodes[0].script.insert(JobKind::Provision, Deed::Abandon);
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, Deed::Abandon);
     harness.request_create("pg1", &wish()).await?;
     harness.run_until_idle().await?;
     let job = harness.nodes[0].abandoned.remove(0);
@@ -98,11 +105,29 @@ async fn a_lease_is_for_one_node_one_boot_and_one_epoch() -> Result<()> {
     for epoch in [job.epoch - 1, job.epoch + 1] {
         bad.push((node, holdfast_domain::job::LeaseRef { epoch, ..good }));
     }
-    bad.push((node, holdfast_domain::job::LeaseRef { boot: BootId::new(), ..good }));
-    bad.push((node, holdfast_domain::job::LeaseRef { job: holdfast_domain::JobId::new(), ..good }));
+    bad.push((
+        node,
+        holdfast_domain::job::LeaseRef {
+            boot: BootId::new(),
+            ..good
+        },
+    ));
+    bad.push((
+        node,
+        holdfast_domain::job::LeaseRef {
+            job: holdfast_domain::JobId::new(),
+            ..good
+        },
+    ));
     for (node, lease) in bad {
-        let refused = harness.control_plane.report(node, lease, &JobResult::Canceled).await;
-        assert!(matches!(refused, Err(Error::Stale)), "{lease:?}: {refused:?}");
+        let refused = harness
+            .control_plane
+            .report(node, lease, &JobResult::Canceled)
+            .await;
+        assert!(
+            matches!(refused, Err(Error::Stale)),
+            "{lease:?}: {refused:?}"
+        );
     }
     harness.control_plane.progress(node, good, None).await?;
     Ok(())
@@ -112,7 +137,9 @@ async fn a_lease_is_for_one_node_one_boot_and_one_epoch() -> Result<()> {
 async fn the_same_report_twice_is_one_report_and_another_one_is_refused() -> Result<()> {
     // RELIABILITY F61; §4.9 row 38
     let mut harness = Harness::new().await?;
-    harness.nodes[0].script.insert(JobKind::Provision, Deed::Abandon);
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, Deed::Abandon);
     let accepted = harness.request_create("pg1", &wish()).await?;
     harness.run_until_idle().await?;
     let job = harness.nodes[0].abandoned.remove(0);
@@ -135,14 +162,19 @@ async fn the_same_report_twice_is_one_report_and_another_one_is_refused() -> Res
 async fn a_renewed_lease_outlives_its_minute() -> Result<()> {
     // RELIABILITY F26
     let mut harness = Harness::new().await?;
-    harness.nodes[0].script.insert(JobKind::Provision, Deed::Abandon);
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, Deed::Abandon);
     let accepted = harness.request_create("pg1", &wish()).await?;
     harness.run_until_idle().await?;
     let job = harness.nodes[0].abandoned.remove(0);
     let lease = harness.nodes[0].lease_of(&job);
     for _ in 0..10 {
         harness.live(1, TimeDelta::seconds(40)).await?;
-        let answer = harness.control_plane.progress(harness.nodes[0].id, lease, None).await?;
+        let answer = harness
+            .control_plane
+            .progress(harness.nodes[0].id, lease, None)
+            .await?;
         assert!(!answer.cancel);
     }
     let control_plane = harness.control_plane.clone();
@@ -154,15 +186,23 @@ async fn a_renewed_lease_outlives_its_minute() -> Result<()> {
 #[tokio::test]
 async fn a_create_that_fails_leaves_no_server_and_its_name_free() -> Result<()> {
     let mut harness = Harness::new().await?;
-    harness.nodes[0].script.insert(JobKind::Provision, failure("DiskFull", false));
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, failure("DiskFull", false));
     let accepted = harness.request_create("pg1", &wish()).await?;
     harness.run_until_idle().await?;
     let ended = harness.operation(&accepted.operation).await?;
     assert_eq!(ended.state, OperationState::Failed);
-    assert_eq!(ended.failure.map(|failure| failure.code).as_deref(), Some("DiskFull"));
+    assert_eq!(
+        ended.failure.map(|failure| failure.code).as_deref(),
+        Some("DiskFull")
+    );
     let absent = harness.control_plane.get_server(at("pg1")).await;
     assert!(
-        matches!(absent, Err(Error::Refused(Refusal::ResourceNotFound { .. }))),
+        matches!(
+            absent,
+            Err(Error::Refused(Refusal::ResourceNotFound { .. }))
+        ),
         "{absent:?}"
     );
     harness.nodes[0].script.clear();
@@ -173,15 +213,29 @@ async fn a_create_that_fails_leaves_no_server_and_its_name_free() -> Result<()> 
 #[tokio::test]
 async fn a_retryable_failure_is_retried_until_attempts_run_out() -> Result<()> {
     // RELIABILITY §3.3
-    let mut harness = Harness::with_policy(Policy { max_attempts: 3, ..Policy::default() }).await?;
-    harness.nodes[0].script.insert(JobKind::Provision, failure("ObjectStoreUnavailable", true));
+    let mut harness = Harness::with_policy(Policy {
+        max_attempts: 3,
+        ..Policy::default()
+    })
+    .await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, failure("ObjectStoreUnavailable", true));
     let accepted = harness.request_create("pg1", &wish()).await?;
     harness.live(40, TimeDelta::seconds(30)).await?;
     let ended = harness.operation(&accepted.operation).await?;
     assert_eq!(ended.state, OperationState::Failed);
-    assert_eq!(ended.failure.map(|failure| failure.code).as_deref(), Some("ObjectStoreUnavailable"));
+    assert_eq!(
+        ended.failure.map(|failure| failure.code).as_deref(),
+        Some("ObjectStoreUnavailable")
+    );
     let provisions = harness.nodes[0].leased.iter();
-    assert_eq!(provisions.filter(|job| job.spec.kind() == JobKind::Provision).count(), 3);
+    assert_eq!(
+        provisions
+            .filter(|job| job.spec.kind() == JobKind::Provision)
+            .count(),
+        3
+    );
     Ok(())
 }
 
@@ -197,8 +251,14 @@ async fn an_operation_whose_node_is_silent_ends_at_its_deadline() -> Result<()> 
     let ended = harness.operation(&accepted.operation).await?;
     assert_eq!(ended.state, OperationState::Failed);
     // Whichever of job and operation is looked at first.
-    let code = ended.failure.map(|failure| failure.code).unwrap_or_default();
-    assert!(["OperationTimedOut", "DeadlinePassed"].contains(&code.as_str()), "{code}");
+    let code = ended
+        .failure
+        .map(|failure| failure.code)
+        .unwrap_or_default();
+    assert!(
+        ["OperationTimedOut", "DeadlinePassed"].contains(&code.as_str()),
+        "{code}"
+    );
     Ok(())
 }
 
@@ -248,7 +308,9 @@ async fn claiming_reads_no_table_from_end_to_end() -> Result<()> {
     .bind(harness.now())
     .execute(harness.database.pool())
     .await?;
-    sqlx::query("ANALYZE job").execute(harness.database.pool()).await?;
+    sqlx::query("ANALYZE job")
+        .execute(harness.database.pool())
+        .await?;
 
     // One session, so that its own statistics can be asked to be written down.
     let pool = sqlx::postgres::PgPoolOptions::new()
@@ -263,8 +325,12 @@ async fn claiming_reads_no_table_from_end_to_end() -> Result<()> {
     )
     .await?;
     let scans = async || -> Result<i64> {
-        sqlx::query("SELECT pg_stat_force_next_flush()").execute(&pool).await?;
-        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&pool).await?;
+        sqlx::query("SELECT pg_stat_force_next_flush()")
+            .execute(&pool)
+            .await?;
+        sqlx::query("SELECT pg_stat_clear_snapshot()")
+            .execute(&pool)
+            .await?;
         let sql = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'job'";
         Ok(sqlx::query_scalar(sql).fetch_one(&pool).await?)
     };

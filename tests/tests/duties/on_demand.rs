@@ -28,10 +28,18 @@ async fn an_on_demand_backup_stands_beside_the_automatic_ones() -> Result<()> {
     let accepted = harness.request_backup("pg1", "before-migration").await?;
     harness.run_until_idle().await?;
     harness.succeeded(&accepted.operation).await?;
-    let kinds: Vec<_> = harness.backups("pg1").await?.iter().map(|view| view.backup.kind).collect();
+    let kinds: Vec<_> = harness
+        .backups("pg1")
+        .await?
+        .iter()
+        .map(|view| view.backup.kind)
+        .collect();
     assert_eq!(kinds.len(), 2);
     assert!(kinds.contains(&BackupKind::OnDemand) && kinds.contains(&BackupKind::Automatic));
-    let view = harness.control_plane.get_backup(at("pg1"), "BEFORE-migration").await?;
+    let view = harness
+        .control_plane
+        .get_backup(at("pg1"), "BEFORE-migration")
+        .await?;
     assert_eq!(view.backup.name, "before-migration");
     Ok(())
 }
@@ -44,7 +52,13 @@ async fn an_on_demand_backup_goes_with_the_retention_window() -> Result<()> {
     harness.request_backup("pg1", "b1").await?;
     harness.run_until_idle().await?;
     harness.busy_days(10, "pg1").await?;
-    assert!(harness.control_plane.get_backup(at("pg1"), "b1").await.is_err());
+    assert!(
+        harness
+            .control_plane
+            .get_backup(at("pg1"), "b1")
+            .await
+            .is_err()
+    );
     Ok(())
 }
 
@@ -60,10 +74,22 @@ async fn deleting_an_on_demand_backup_takes_no_instant_of_the_window_away() -> R
     harness.busy_days(1, "pg1").await?;
     delete(&mut harness, "b1").await?;
     harness.run_until_idle().await?;
-    assert!(harness.control_plane.get_backup(at("pg1"), "b1").await.is_err());
-    harness.control_plane.preview_restore(at("pg1"), Some(between)).await?;
+    assert!(
+        harness
+            .control_plane
+            .get_backup(at("pg1"), "b1")
+            .await
+            .is_err()
+    );
+    harness
+        .control_plane
+        .preview_restore(at("pg1"), Some(between))
+        .await?;
     let view = harness.server("pg1").await?;
-    harness.control_plane.preview_restore(at("pg1"), view.earliest_restore).await?;
+    harness
+        .control_plane
+        .preview_restore(at("pg1"), view.earliest_restore)
+        .await?;
     Ok(())
 }
 
@@ -75,11 +101,15 @@ async fn a_backups_name_is_used_once() -> Result<()> {
     harness.request_backup("pg1", "b1").await?;
     harness.run_until_idle().await?;
     for name in ["b1", "B1"] {
-        let refused = harness.control_plane
+        let refused = harness
+            .control_plane
             .request_backup(&caller(), at("pg1"), name, &request("PUT", name))
             .await;
         assert!(
-            matches!(refused, Err(Error::Refused(Refusal::BackupAlreadyExists { .. }))),
+            matches!(
+                refused,
+                Err(Error::Refused(Refusal::BackupAlreadyExists { .. }))
+            ),
             "{refused:?}"
         );
     }
@@ -94,7 +124,12 @@ async fn an_automatic_backup_cannot_be_deleted() -> Result<()> {
     let name = harness.automatic("pg1").await?.remove(0).backup.name;
     let refused = delete(&mut harness, &name).await;
     assert!(
-        matches!(refused, Err(Error::Refused(Refusal::AutomaticBackupCannotBeDeleted { .. }))),
+        matches!(
+            refused,
+            Err(Error::Refused(
+                Refusal::AutomaticBackupCannotBeDeleted { .. }
+            ))
+        ),
         "{refused:?}"
     );
     assert_eq!(harness.automatic("pg1").await?.len(), 1);
@@ -110,17 +145,28 @@ async fn burstable_servers_and_premium_v2_storage_have_no_on_demand_backups() ->
         sku_tier: Some(Tier::Burstable),
         ..wish()
     };
-    let premium = ServerWish { storage_kind: Some(StorageType::PremiumV2), ..wish() };
+    let premium = ServerWish {
+        storage_kind: Some(StorageType::PremiumV2),
+        ..wish()
+    };
     for (name, wish) in [("pg-burst", burstable), ("pg-ssd2", premium)] {
         harness.create_as(name, &wish).await?;
-        let refused = harness.control_plane
+        let refused = harness
+            .control_plane
             .request_backup(&caller(), at(name), "b1", &request("PUT", name))
             .await;
         assert!(
-            matches!(refused, Err(Error::Refused(Refusal::OnDemandBackupNotSupported { .. }))),
+            matches!(
+                refused,
+                Err(Error::Refused(Refusal::OnDemandBackupNotSupported { .. }))
+            ),
             "{refused:?}"
         );
-        assert_eq!(harness.automatic(name).await?.len(), 1, "automatic ones it has");
+        assert_eq!(
+            harness.automatic(name).await?.len(),
+            1,
+            "automatic ones it has"
+        );
     }
     Ok(())
 }
@@ -135,7 +181,9 @@ async fn an_eighth_on_demand_backup_is_refused_however_many_ask_at_once() -> Res
         async move {
             let name = format!("b{n}");
             let idem = request("PUT", &name);
-            control_plane.request_backup(&caller(), at("pg1"), &name, &idem).await
+            control_plane
+                .request_backup(&caller(), at("pg1"), &name, &idem)
+                .await
         }
     }))
     .await;
@@ -145,14 +193,19 @@ async fn an_eighth_on_demand_backup_is_refused_however_many_ask_at_once() -> Res
         assert!(
             matches!(
                 refused,
-                Err(Error::Refused(Refusal::OnDemandBackupLimitReached { limit: 7, .. }))
+                Err(Error::Refused(Refusal::OnDemandBackupLimitReached {
+                    limit: 7,
+                    ..
+                }))
             ),
             "{refused:?}"
         );
     }
     harness.run_until_idle().await?;
     let on_demand = |views: Vec<holdfast_control_plane::backup::BackupView>| -> Vec<String> {
-        let views = views.into_iter().filter(|view| view.backup.kind == BackupKind::OnDemand);
+        let views = views
+            .into_iter()
+            .filter(|view| view.backup.kind == BackupKind::OnDemand);
         views.map(|view| view.backup.name).collect()
     };
     let names = on_demand(harness.backups("pg1").await?);
@@ -171,12 +224,19 @@ async fn a_server_with_an_open_on_demand_backup_is_not_stopped() -> Result<()> {
     // DESIGN §2, "what excludes what"
     let mut harness = Harness::new().await?;
     harness.create("pg1").await?;
-    harness.nodes[0].script.insert(JobKind::Snapshot, Deed::Abandon);
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, Deed::Abandon);
     harness.request_backup("pg1", "b1").await?;
     harness.run_until_idle().await?;
     let refused = harness
         .control_plane
-        .power_server(&caller(), at("pg1"), Power::Stopped, &request("POST", "stop"))
+        .power_server(
+            &caller(),
+            at("pg1"),
+            Power::Stopped,
+            &request("POST", "stop"),
+        )
         .await;
     assert!(
         matches!(refused, Err(Error::Refused(Refusal::ServerIsBusy { .. }))),

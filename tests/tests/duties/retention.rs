@@ -19,10 +19,19 @@ async fn the_window_begins_the_retention_before_now() -> Result<()> {
     harness.create("pg1").await?;
     harness.busy_days(10, "pg1").await?;
     let earliest = harness.now() - TimeDelta::days(7);
-    assert_eq!(harness.server("pg1").await?.earliest_restore, Some(earliest));
-    harness.control_plane.preview_restore(at("pg1"), Some(earliest)).await?;
+    assert_eq!(
+        harness.server("pg1").await?.earliest_restore,
+        Some(earliest)
+    );
+    harness
+        .control_plane
+        .preview_restore(at("pg1"), Some(earliest))
+        .await?;
     let too_early = earliest - TimeDelta::microseconds(1_000_001);
-    let refused = harness.control_plane.preview_restore(at("pg1"), Some(too_early)).await;
+    let refused = harness
+        .control_plane
+        .preview_restore(at("pg1"), Some(too_early))
+        .await;
     assert!(
         matches!(
             refused,
@@ -47,7 +56,10 @@ async fn every_instant_of_the_window_stays_restorable_while_old_ones_go() -> Res
         };
         let mut instant = earliest;
         while instant <= latest {
-            harness.control_plane.preview_restore(at("pg1"), Some(instant)).await?;
+            harness
+                .control_plane
+                .preview_restore(at("pg1"), Some(instant))
+                .await?;
             instant += STEP;
         }
     }
@@ -61,19 +73,39 @@ async fn a_longer_window_brings_nothing_back_and_a_shorter_one_lets_go() -> Resu
     harness.create("pg1").await?;
     harness.busy_days(10, "pg1").await?;
     harness.set_retention("pg1", 35).await?;
-    let grown = harness.server("pg1").await?.earliest_restore.expect("it has backups");
+    let grown = harness
+        .server("pg1")
+        .await?
+        .earliest_restore
+        .expect("it has backups");
     harness.busy_days(10, "pg1").await?;
-    let later = harness.server("pg1").await?.earliest_restore.expect("it has backups");
-    assert!(later >= harness.now() - TimeDelta::days(18), "{later} is before what was kept");
-    assert!(later <= grown.max(harness.now() - TimeDelta::days(17)), "{later} after {grown}");
+    let later = harness
+        .server("pg1")
+        .await?
+        .earliest_restore
+        .expect("it has backups");
+    assert!(
+        later >= harness.now() - TimeDelta::days(18),
+        "{later} is before what was kept"
+    );
+    assert!(
+        later <= grown.max(harness.now() - TimeDelta::days(17)),
+        "{later} after {grown}"
+    );
     let many = harness.automatic("pg1").await?.len();
 
     harness.set_retention("pg1", 7).await?;
     harness.run_until_idle().await?;
     let earliest = harness.now() - TimeDelta::days(7);
-    assert_eq!(harness.server("pg1").await?.earliest_restore, Some(earliest));
+    assert_eq!(
+        harness.server("pg1").await?.earliest_restore,
+        Some(earliest)
+    );
     assert!(harness.automatic("pg1").await?.len() < many);
-    harness.control_plane.preview_restore(at("pg1"), Some(earliest)).await?;
+    harness
+        .control_plane
+        .preview_restore(at("pg1"), Some(earliest))
+        .await?;
     Ok(())
 }
 
@@ -110,10 +142,18 @@ async fn what_leaves_the_window_is_deleted_manifest_first_and_after_the_grace() 
     let manifest = place(&|key| *key == first.backup.manifest.key).expect("its manifest went");
     let pack = place(&|key| key.starts_with("packs/")).expect("its packs went");
     assert!(manifest < pack, "the manifest goes first");
-    assert!(place(&|key| key.starts_with("wal/")).is_some(), "old WAL went");
+    assert!(
+        place(&|key| key.starts_with("wal/")).is_some(),
+        "old WAL went"
+    );
     let unique: BTreeSet<_> = pruned.iter().collect();
     assert_eq!(unique.len(), pruned.len(), "nothing is deleted twice");
-    assert!(harness.count("SELECT count(*) FROM backup WHERE state = 'gone'").await? > 0);
+    assert!(
+        harness
+            .count("SELECT count(*) FROM backup WHERE state = 'gone'")
+            .await?
+            > 0
+    );
 
     // Nothing that a listed backup needs was among it.
     for view in harness.automatic("pg1").await? {
@@ -131,11 +171,15 @@ async fn nothing_is_deleted_before_its_grace_has_passed() -> Result<()> {
     for _ in 0..60 {
         harness.live(1, STEP).await?;
         harness.write("pg1").await?;
-        let expiring = harness.count("SELECT count(*) FROM backup WHERE state = 'expiring'").await?;
+        let expiring = harness
+            .count("SELECT count(*) FROM backup WHERE state = 'expiring'")
+            .await?;
         if expiring > 0 && unlinked_at.is_none() {
             unlinked_at = Some(harness.now());
         }
-        let gone = harness.count("SELECT count(*) FROM backup WHERE state = 'gone'").await?;
+        let gone = harness
+            .count("SELECT count(*) FROM backup WHERE state = 'gone'")
+            .await?;
         if gone > 0 {
             let unlinked_at = unlinked_at.expect("first unlinked, then deleted");
             assert!(harness.now() - unlinked_at >= TimeDelta::hours(24) - STEP);
@@ -150,12 +194,20 @@ async fn the_last_good_backup_stays_however_long_backups_fail() -> Result<()> {
     // RELIABILITY F48; DESIGN §3.10
     let mut harness = Harness::new().await?;
     harness.create("pg1").await?;
-    harness.nodes[0].script.insert(JobKind::Snapshot, failure("ObjectStoreUnavailable", false));
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, failure("ObjectStoreUnavailable", false));
     harness.busy_days(20, "pg1").await?;
     assert_eq!(harness.automatic("pg1").await?.len(), 1);
     let earliest = harness.now() - TimeDelta::days(7);
-    assert_eq!(harness.server("pg1").await?.earliest_restore, Some(earliest));
-    harness.control_plane.preview_restore(at("pg1"), Some(earliest)).await?;
+    assert_eq!(
+        harness.server("pg1").await?.earliest_restore,
+        Some(earliest)
+    );
+    harness
+        .control_plane
+        .preview_restore(at("pg1"), Some(earliest))
+        .await?;
     Ok(())
 }
 
@@ -168,7 +220,12 @@ async fn a_dropped_server_is_restorable_for_five_days_and_then_gone() -> Result<
     harness.delete("pg1").await?;
     assert!(harness.server("pg1").await.is_err());
     harness.live(4, TimeDelta::days(1)).await?;
-    assert_eq!(harness.count("SELECT count(*) FROM backup WHERE state = 'complete'").await?, 3);
+    assert_eq!(
+        harness
+            .count("SELECT count(*) FROM backup WHERE state = 'complete'")
+            .await?,
+        3
+    );
 
     harness.live(4, TimeDelta::days(1)).await?;
     let left = "SELECT count(*) FROM backup WHERE state IN ('complete', 'expiring')";

@@ -41,7 +41,11 @@ async fn backups_of_an_unmodified_server_are_suspended_until_its_first_change() 
     harness.run_until_idle().await?;
     let backups = harness.automatic("pg1").await?;
     assert_eq!(backups.len(), 2);
-    assert!(backups.iter().any(|view| view.backup.completed_time == harness.now()));
+    assert!(
+        backups
+            .iter()
+            .any(|view| view.backup.completed_time == harness.now())
+    );
     Ok(())
 }
 
@@ -65,29 +69,48 @@ async fn a_stopped_server_takes_no_backups_and_keeps_what_it_has() -> Result<()>
     harness.power("pg1", Power::Running).await?;
     harness.live(3, TimeDelta::days(1)).await?;
     let left = harness.automatic("pg1").await?;
-    assert!(!left.is_empty() && left.len() < before.len(), "{} left", left.len());
+    assert!(
+        !left.is_empty() && left.len() < before.len(),
+        "{} left",
+        left.len()
+    );
     let newest = before.iter().map(|view| view.backup.completed_time).max();
-    assert!(left.iter().any(|view| Some(view.backup.completed_time) == newest));
+    assert!(
+        left.iter()
+            .any(|view| Some(view.backup.completed_time) == newest)
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_failed_backup_is_tried_again_with_patience() -> Result<()> {
     let mut harness = Harness::new().await?;
-    harness.nodes[0].script.insert(JobKind::Snapshot, failure("ObjectStoreUnavailable", false));
-    let accepted = harness.request_create("pg1", &holdfast_tests::harness::wish()).await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, failure("ObjectStoreUnavailable", false));
+    let accepted = harness
+        .request_create("pg1", &holdfast_tests::harness::wish())
+        .await?;
     harness.run_until_idle().await?;
     harness.succeeded(&accepted.operation).await?;
     let attempts = |harness: &Harness| {
         let leased = harness.nodes[0].leased.iter();
-        leased.filter(|job| job.spec.kind() == JobKind::Snapshot).count()
+        leased
+            .filter(|job| job.spec.kind() == JobKind::Snapshot)
+            .count()
     };
     assert_eq!(attempts(&harness), 1);
     // RELIABILITY §0.9: again, but not in a loop.
     harness.live(60, TimeDelta::minutes(1)).await?;
-    assert!((3..=8).contains(&attempts(&harness)), "{} attempts", attempts(&harness));
+    assert!(
+        (3..=8).contains(&attempts(&harness)),
+        "{} attempts",
+        attempts(&harness)
+    );
 
-    harness.nodes[0].script.insert(JobKind::Snapshot, Deed::Finish);
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, Deed::Finish);
     harness.live(2, TimeDelta::hours(1)).await?;
     assert_eq!(harness.automatic("pg1").await?.len(), 1);
     Ok(())
