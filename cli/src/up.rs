@@ -19,6 +19,8 @@ use crate::{doctor, status, telemetry};
 
 /// What the process left behind writes when everything answers.
 const READY: &str = "ready";
+/// A log that is longer is put aside at the next start; one older log is kept.
+const LOG_BYTES: u64 = 64 << 20;
 /// Lines of the log that explain a start that failed.
 const LAST_LINES: usize = 12;
 
@@ -62,6 +64,11 @@ async fn foreground(state: &StateDir, site: &SiteOptions) -> Result<()> {
 async fn detach(state: &StateDir, options: &UpOptions) -> Result<()> {
     let state = &state.create()?;
     private_dir(&state.log_dir())?;
+    let old = std::fs::metadata(state.log_file()).map_or(0, |found| found.len());
+    if old > LOG_BYTES {
+        std::fs::rename(state.log_file(), state.log_file().with_extension("log.1"))
+            .context("the log cannot be put aside")?;
+    }
     let log = std::fs::File::options()
         .create(true)
         .append(true)
