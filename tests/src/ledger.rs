@@ -40,7 +40,7 @@ impl Ledger {
             let sequence = self.entries.len() as i64 + 1;
             let sent = clock().await?;
             sql.execute(
-                "INSERT INTO ledger (seq, pad) VALUES ($1, repeat(md5($1::text), 8))",
+                "INSERT INTO ledger (seq, pad) VALUES ($1::bigint, repeat(md5(($1::bigint)::text), 8))",
                 &[&sequence],
             )
             .await?;
