@@ -52,17 +52,15 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// In the foreground of a terminal: what went wrong, and no more.
+    /// In the foreground of a terminal: what went wrong, and no more. Who collects traces wants all.
     #[must_use]
     pub fn for_a_person() -> Self {
-        let at_a_terminal = std::io::stderr().is_terminal();
+        if !std::io::stderr().is_terminal() || endpoint_in_environment() {
+            return Self::default();
+        }
         Self {
-            log_format: if at_a_terminal {
-                LogFormat::Text
-            } else {
-                LogFormat::Json
-            },
-            log_filter: if at_a_terminal { "warn" } else { "info" }.to_owned(),
+            log_format: LogFormat::Text,
+            log_filter: "warn".to_owned(),
             otlp_endpoint: None,
         }
     }
@@ -71,6 +69,12 @@ impl Settings {
     pub fn for_a_machine() -> Self {
         Self::default()
     }
+}
+
+fn endpoint_in_environment() -> bool {
+    ENDPOINTS
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
 }
 
 /// Keeps the exporter. What it has not sent yet goes out with [`Self::flush`].
@@ -93,19 +97,14 @@ pub fn init(settings: &Settings) -> Result<Telemetry> {
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
     let mut provider = SdkTracerProvider::builder().with_resource(resource);
-    if settings.otlp_endpoint.is_some()
-        || ENDPOINTS
-            .iter()
-            .any(|name| std::env::var_os(name).is_some())
-    {
+    if settings.otlp_endpoint.is_some() || endpoint_in_environment() {
         let mut exporter = SpanExporter::builder().with_http();
         // The environment is the operator's last word.
-        if let (Some(endpoint), false) = (
-            &settings.otlp_endpoint,
-            ENDPOINTS
-                .iter()
-                .any(|name| std::env::var_os(name).is_some()),
-        ) {
+        if let Some(endpoint) = settings
+            .otlp_endpoint
+            .as_ref()
+            .filter(|_| !endpoint_in_environment())
+        {
             exporter = exporter.with_endpoint(endpoint);
         }
         let exporter = exporter
@@ -130,15 +129,12 @@ pub fn init(settings: &Settings) -> Result<Telemetry> {
             .boxed(),
         LogFormat::Text => lines.with_target(false).boxed(),
     };
-    // Libraries' own spans are many and say nothing about ours.
-    let traced = EnvFilter::new(
-        "off,holdfast=debug,holdfast_api=debug,holdfast_control_plane=debug,holdfast_scheduler=debug,holdfast_agent=debug,holdfast_vault=debug",
-    );
-    let traces = tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer("holdfast"))
-        .with_filter(traced);
+    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("holdfast"));
+    // One filter for both. Filters per layer lose a span or an event after each question whether
+    // something would be logged that all of them say no to, and sqlx asks that at every statement.
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+        .with(filter)
+        .with(lines)
         .with(traces)
         .try_init()
         .context("logging was set up before")?;

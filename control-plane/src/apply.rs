@@ -199,6 +199,7 @@ async fn complete_backup(
         _ => automatic_name(made.completed_time),
     };
     let life = store::incarnation::get(unit.conn(), job.subscription, incarnation).await?;
+    store::wal::of_backup(unit.conn(), job.subscription, incarnation, made).await?;
     store::backup::completed(unit.conn(), &backup, &name, made, &life.vaults, now).await?;
     if job.operation.is_none() {
         let server = server_of(unit, job).await?;

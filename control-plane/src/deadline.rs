@@ -19,7 +19,7 @@ impl ControlPlane {
             store::job::overdue(&mut conn, now, store::node::silent_since(now)).await?
         };
         let error = JobError {
-            code: "DeadlinePassed".to_owned(),
+            code: "OperationTimedOut".to_owned(),
             message: "The work was not finished in time. Look at the server's node and try again."
                 .to_owned(),
             retryable: false,

@@ -479,6 +479,7 @@ impl World {
             logical_bytes: 6000,
             stored_bytes: 1000,
             objects: vec![own, shared],
+            wal: Vec::new(),
             corrupt_pages: Vec::new(),
         }
     }

@@ -170,6 +170,11 @@ pub struct SnapshotOutcome {
     /// Every pack and leaf object that the manifest needs, new ones and those of earlier backups:
     /// what prune counts references by.
     pub objects: Vec<ObjectRef>,
+    /// The WAL from the segment in which it starts to its stop, as it was found in every vault: a
+    /// backup and what it needs enter the catalogue in one transaction (DESIGN §3.4), whichever way
+    /// the stream's own news takes.
+    #[serde(default)]
+    pub wal: Vec<WalObject>,
     /// Pages that failed their checksum although WAL does not repair them (`path:page`).
     pub corrupt_pages: Vec<String>,
 }

@@ -448,12 +448,18 @@ mod tests {
         // DESIGN 3.6, FLX-062: the instant before a table was dropped, asked for at once
         let catalogue = &nightly().catalogue;
         let commits = catalogue.wal.iter().filter_map(|object| object.stamps);
-        let dropped = commits.map(|stamps| stamps.largest.at).max().expect("there are commits");
+        let dropped = commits
+            .map(|stamps| stamps.largest.at)
+            .max()
+            .expect("there are commits");
         let before = dropped - TimeDelta::milliseconds(1);
         let target = |at| choose(catalogue, RestoreTarget::LatestUntil(at)).map(|it| it.target);
         assert_eq!(target(before), Ok(RestoreTarget::At(before)));
         let latest = catalogue.latest_restorable().expect("has backups");
-        assert_eq!(target(latest + TimeDelta::seconds(9)), Ok(RestoreTarget::Latest));
+        assert_eq!(
+            target(latest + TimeDelta::seconds(9)),
+            Ok(RestoreTarget::Latest)
+        );
     }
 
     #[test]

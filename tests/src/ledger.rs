@@ -61,7 +61,11 @@ impl Ledger {
     /// and of what lies between, a prefix.
     pub async fn compare(&self, copy: &Client, at: DateTime<Utc>) -> Result<i64> {
         let present = prefix(copy).await?;
-        let acknowledged = self.entries.iter().filter(|entry| entry.acknowledged <= at).count();
+        let acknowledged = self
+            .entries
+            .iter()
+            .filter(|entry| entry.acknowledged <= at)
+            .count();
         let sent = self.entries.iter().filter(|entry| entry.sent <= at).count();
         ensure!(
             (acknowledged as i64..=sent as i64).contains(&present),
@@ -77,6 +81,9 @@ pub async fn prefix(copy: &Client) -> Result<i64> {
         .query_one("SELECT count(*), coalesce(max(seq), 0) FROM ledger", &[])
         .await?;
     let (count, max): (i64, i64) = (row.get(0), row.get(1));
-    ensure!(count == max, "{count} rows up to sequence {max}: not a prefix");
+    ensure!(
+        count == max,
+        "{count} rows up to sequence {max}: not a prefix"
+    );
     Ok(count)
 }

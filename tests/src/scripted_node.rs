@@ -373,6 +373,7 @@ impl ScriptedNode {
                 object(layout::pack(incarnation, job.job, job.epoch, 0)),
                 object(layout::leaves(incarnation, job.job, job.epoch, 0)),
             ],
+            wal: vec![],
             corrupt_pages: vec![],
         })
     }

@@ -168,7 +168,10 @@ impl Site {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
         let gone = || !Path::new(&format!("/proc/{pid}")).exists() || is_zombie(pid.as_raw());
-        until(Duration::from_secs(20), || async { Ok(gone().then_some(())) }).await
+        until(Duration::from_secs(20), || async {
+            Ok(gone().then_some(()))
+        })
+        .await
     }
 
     // ------------------------------------------------------------------------------ the API
@@ -288,7 +291,12 @@ impl Site {
     }
 
     /// Asks for a restore; `at` as text, so that a test decides how it is written.
-    pub async fn ask_restore(&self, source: &str, target: &str, at: Option<&str>) -> Result<Answer> {
+    pub async fn ask_restore(
+        &self,
+        source: &str,
+        target: &str,
+        at: Option<&str>,
+    ) -> Result<Answer> {
         let mut properties = json!({
             "createMode": "PointInTimeRestore",
             "sourceServerResourceId": self.server_path(source),
@@ -297,7 +305,8 @@ impl Site {
             properties["pointInTimeUTC"] = json!(at);
         }
         let body = json!({"location": "eastus2", "properties": properties});
-        self.call("PUT", &self.server_path(target), Some(body)).await
+        self.call("PUT", &self.server_path(target), Some(body))
+            .await
     }
 
     /// Restores and returns the operation's body.
@@ -328,7 +337,7 @@ impl Site {
         );
         let answer = self.get(&path).await?;
         ensure!(answer.status == 200, "{answer:?}");
-        Ok(answer.body)
+        Ok(answer.body["properties"].clone())
     }
 
     /// An administrator's session, by the URI that the product gives for this machine.
@@ -366,15 +375,21 @@ impl Drop for Site {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the place that makes a site's clients")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the place that makes a site's clients"
+)]
 fn client(authority: Option<reqwest::Certificate>) -> Result<reqwest::Client> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(60));
     Ok(client.tls_certs_only(authority).build()?)
 }
 
 fn is_zombie(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" Z"))
+    })
 }
 
 /// Asks again until there is an answer or the time is over.

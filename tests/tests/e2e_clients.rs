@@ -28,7 +28,10 @@ fn python() -> Result<std::path::PathBuf> {
 async fn the_python_sdk_creates_backs_up_restores_and_deletes() -> Result<()> {
     let site = Site::start().await?;
     let output = tokio::process::Command::new(python()?)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python_sdk.py"))
+        .arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/clients/python_sdk.py"
+        ))
         .env("HOLDFAST_URL", &site.url)
         .env("HOLDFAST_TOKEN", &site.token)
         .env("HOLDFAST_SUBSCRIPTION", &site.subscription)

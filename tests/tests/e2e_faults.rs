@@ -52,7 +52,10 @@ async fn with_wal(site: &Site) -> Result<(Ledger, Vec<PathBuf>)> {
 
 async fn is_hidden(site: &Site, name: &str) -> Result<()> {
     let answer = site.get(&site.server_path(name)).await?;
-    ensure!(answer.status == 404, "a half-made server is shown: {answer:?}");
+    ensure!(
+        answer.status == 404,
+        "a half-made server is shown: {answer:?}"
+    );
     Ok(())
 }
 
@@ -74,16 +77,23 @@ async fn wal_that_is_changed_or_gone_fails_the_restore_by_name() -> Result<()> {
         std::fs::write(path, flipped)?;
     }
     let at_text = at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-    let accepted = site.ask_restore("pg1", "pg1-flipped", Some(&at_text)).await?;
+    let accepted = site
+        .ask_restore("pg1", "pg1-flipped", Some(&at_text))
+        .await?;
     let operation = site.finish(&accepted).await?;
     ensure!(operation["status"] == "Failed", "{operation:#}");
-    ensure!(operation["error"]["code"] == "BackupCorrupted", "{operation:#}");
+    ensure!(
+        operation["error"]["code"] == "BackupCorrupted",
+        "{operation:#}"
+    );
     is_hidden(&site, "pg1-flipped").await?;
 
     for (path, _) in &kept {
         std::fs::remove_file(path)?;
     }
-    let accepted = site.ask_restore("pg1", "pg1-missing", Some(&at_text)).await?;
+    let accepted = site
+        .ask_restore("pg1", "pg1-missing", Some(&at_text))
+        .await?;
     let operation = site.finish(&accepted).await?;
     ensure!(operation["status"] == "Failed", "{operation:#}");
     ensure!(operation["error"]["code"] == "WalGap", "{operation:#}");
@@ -170,8 +180,10 @@ async fn operation(site: &Site, id: &str) -> Result<serde_json::Value> {
 async fn started(site: &Site, id: &str) -> Result<()> {
     until(Duration::from_secs(60), || async {
         let operation = operation(site, id).await?;
-        Ok((operation["properties"]["phase"].is_string() || operation["status"] != "InProgress")
-            .then_some(()))
+        Ok(
+            (operation["properties"]["phase"].is_string() || operation["status"] != "InProgress")
+                .then_some(()),
+        )
     })
     .await
 }

@@ -56,7 +56,10 @@ async fn every_instant_of_the_window_comes_back_as_it_was() -> Result<()> {
     let gap_from = ledger.last()?.acknowledged;
     let points = until(Duration::from_secs(30), || async {
         let points = site.restore_points("pg1").await?;
-        let latest: DateTime<Utc> = points["latest"].as_str().context("latest")?.parse()?;
+        let latest: DateTime<Utc> = points["latestRestoreDate"]
+            .as_str()
+            .context("latestRestoreDate")?
+            .parse()?;
         Ok((latest > gap_from + TimeDelta::seconds(3)).then_some(latest))
     })
     .await?;
@@ -84,13 +87,17 @@ async fn every_instant_of_the_window_comes_back_as_it_was() -> Result<()> {
     let accepted = site.ask_restore("pg1", "pg1-fast", Some(completed)).await?;
     site.succeed(accepted).await?;
     let fast = prefix(&site.sql("pg1-fast").await?).await?;
-    ensure!(fast == in_backup, "fast restore has {fast} rows, the backup {in_backup}");
+    ensure!(
+        fast == in_backup,
+        "fast restore has {fast} rows, the backup {in_backup}"
+    );
 
     // The source went on all the while, and a copy of a copy is a server like any other.
     ensure!(prefix(&sql).await? == end.sequence);
     site.first_backup("pg1-latest").await?;
     let copy = site.sql("pg1-latest").await?;
-    copy.execute("DELETE FROM ledger WHERE seq > 10", &[]).await?;
+    copy.execute("DELETE FROM ledger WHERE seq > 10", &[])
+        .await?;
     site.restore("pg1-latest", "pg1-third", None).await?;
     ensure!(prefix(&site.sql("pg1-third").await?).await? == 10);
     Ok(())
@@ -115,7 +122,10 @@ async fn a_stopped_servers_last_commit_is_in_its_latest_restore() -> Result<()> 
     // On-demand backups need it running, and say so.
     let path = format!("{}/backups/later", site.server_path("pg1"));
     let refused = site.call("PUT", &path, None).await?;
-    ensure!((refused.status, refused.code()) == (400, "ServerIsNotReady"), "{refused:?}");
+    ensure!(
+        (refused.status, refused.code()) == (400, "ServerIsNotReady"),
+        "{refused:?}"
+    );
 
     site.power("pg1", "start").await?;
     ensure!(prefix(&site.sql("pg1").await?).await? == 40);
@@ -131,8 +141,13 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
     let mut ledger = Ledger::prepare(&sql).await?;
     ledger.write(&sql, 200).await?;
     let points = site.restore_points("pg1").await?;
-    let age = points["ageSeconds"].as_f64().context("ageSeconds")?;
-    #[expect(clippy::disallowed_methods, reason = "how old something is to somebody outside")]
+    let age = points["recoveryPointAgeSeconds"]
+        .as_f64()
+        .context("recoveryPointAgeSeconds")?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how old something is to somebody outside"
+    )]
     let shown = Utc::now();
     ledger.write(&sql, 100).await?;
 
@@ -154,5 +169,110 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
         present >= promised,
         "{present} rows are back, {promised} were older than the age of {age} s\n{operation:#}"
     );
+    Ok(())
+}
+
+/// The same server, as the agent's own role: a test may do what no tenant can.
+async fn as_superuser(uri: &str) -> Result<tokio_postgres::Client> {
+    let mut config: tokio_postgres::Config = uri.trim().parse()?;
+    config.user("holdfast");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+// FLX-094; DESIGN §3.17; RELIABILITY §5.4.5
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_neither_trips_over_raised_parameters_nor_follows_a_subscription() -> Result<()> {
+    let site = Site::start().await?;
+    site.create("pg1").await?;
+    let sql = site.sql("pg1").await?;
+    let mut ledger = Ledger::prepare(&sql).await?;
+    ledger.write(&sql, 20).await?;
+    let uri = site
+        .command(&["server", "connection-string", "pg1"])
+        .await?;
+    let superuser = as_superuser(&uri).await?;
+    superuser
+        .batch_execute(
+            "CREATE SUBSCRIPTION follow CONNECTION 'host=127.0.0.1 port=1 dbname=postgres' PUBLICATION p
+                 WITH (connect = false, slot_name = 'follow')",
+        )
+        .await?;
+    superuser
+        .batch_execute("ALTER SUBSCRIPTION follow ENABLE")
+        .await?;
+    drop((sql, superuser));
+
+    // A stretch of its life in which it really ran with more connections than a copy will get: the
+    // WAL says so, and recovery with smaller ones aborts unless nobody is let in meanwhile.
+    let directory = site.data_dir("pg1").await?;
+    site.power("pg1", "stop").await?;
+    with_more_connections(&directory, &uri, &mut ledger).await?;
+    site.power("pg1", "start").await?;
+    let sql = site.sql("pg1").await?;
+    ledger.write(&sql, 20).await?;
+
+    let operation = site.restore("pg1", "pg1-copy", None).await?;
+    ensure!(prefix(&site.sql("pg1-copy").await?).await? == 60);
+    let uri = site
+        .command(&["server", "connection-string", "pg1-copy"])
+        .await?;
+    let row = as_superuser(&uri)
+        .await?
+        .query_one(
+            "SELECT subenabled, current_setting('max_connections') FROM pg_subscription",
+            &[],
+        )
+        .await?;
+    let (enabled, connections): (bool, String) = (row.get(0), row.get(1));
+    ensure!(
+        !enabled,
+        "the copy's subscription would pull rows newer than the target"
+    );
+    ensure!(connections == "100", "{connections}");
+    let tasks = operation["properties"]["postRestoreTasks"].to_string();
+    ensure!(
+        tasks.contains("follow"),
+        "the subscription is not listed: {operation:#}"
+    );
+    Ok(())
+}
+
+/// Runs the stopped server by hand with `max_connections = 200`, writes, and stops it again.
+async fn with_more_connections(
+    directory: &std::path::Path,
+    uri: &str,
+    ledger: &mut Ledger,
+) -> Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let owner = std::fs::metadata(directory)?;
+    let major = std::fs::read_to_string(directory.join("PG_VERSION"))?;
+    let mut postmaster =
+        tokio::process::Command::new(format!("/usr/lib/postgresql/{}/bin/postgres", major.trim()))
+            .arg("-D")
+            .arg(directory)
+            .args(["-c", "max_connections=200", "-c", "listen_addresses="])
+            .current_dir(directory)
+            .uid(owner.uid())
+            .gid(owner.gid())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+    let sql = until(Duration::from_secs(30), || async {
+        Ok(as_superuser(uri).await.ok())
+    })
+    .await?;
+    let row = sql
+        .query_one("SELECT current_setting('max_connections')", &[])
+        .await?;
+    ensure!(row.get::<_, String>(0) == "200");
+    ledger.write(&sql, 20).await?;
+    drop(sql);
+    let pid = i32::try_from(postmaster.id().context("running")?)?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGINT)?;
+    ensure!(postmaster.wait().await?.success());
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_domain::job::{JobError, Progress, SnapshotOutcome, SnapshotSpec};
+use holdfast_domain::wal::WalObject;
 use holdfast_vault::backup::{
     Attempt, BackupWriter, BaseIndex, FinishedBackup, ManifestMeta, find_manifest,
 };
@@ -48,7 +49,16 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
 
     if let Some(published) = find_manifest(&stores, &data_key, incarnation, spec.backup).await? {
         tracing::info!(backup.id = %spec.backup, "the manifest of an earlier attempt is adopted");
-        return Ok(outcome(published));
+        let meta = &published.meta;
+        let wal = BackupWal {
+            incarnation,
+            timeline: meta.timeline,
+            start: meta.start_lsn,
+            stop: meta.stop_lsn,
+            segment_bytes: meta.wal_segment_bytes,
+        };
+        let objects = wal.proven(&stores, &data_key).await?;
+        return Ok(outcome(published, objects));
     }
 
     let server = ctx
@@ -157,7 +167,7 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
             corrupt_pages,
         })
         .await?;
-    Ok(outcome(published))
+    Ok(outcome(published, objects))
 }
 
 /// Reads every file, telling how far it is. Returns the bytes read.
@@ -217,8 +227,9 @@ async fn within<T>(
         })
 }
 
-fn outcome(published: FinishedBackup) -> SnapshotOutcome {
+fn outcome(published: FinishedBackup, mut wal: Vec<WalObject>) -> SnapshotOutcome {
     let meta = published.meta;
+    wal.retain(|object| object.start < meta.stop_lsn);
     SnapshotOutcome {
         manifest: published.manifest,
         timeline: meta.timeline,
@@ -229,6 +240,7 @@ fn outcome(published: FinishedBackup) -> SnapshotOutcome {
         logical_bytes: published.logical_bytes,
         stored_bytes: published.stored_bytes,
         objects: published.objects,
+        wal,
         corrupt_pages: meta.corrupt_pages,
     }
 }

@@ -1,7 +1,7 @@
 //! WAL objects, timelines and holes: the streams' news come in here, a statement per kind.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use holdfast_domain::job::{WalGap, WalReport};
+use holdfast_domain::job::{SnapshotOutcome, WalGap, WalReport};
 use holdfast_domain::wal::{TimelineStart, WalObject};
 use holdfast_domain::{IncarnationId, SubscriptionId};
 use sqlx::PgConnection;
@@ -53,6 +53,31 @@ pub(crate) async fn take_in(
     .bind(report.caught_up_at)
     .bind(report.last_counting.map(position).transpose()?)
     .bind(bytes(report.held_bytes)?)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Takes in what a complete backup needs, so that it is restorable in the moment in which it is shown,
+/// also when the stream's report is still on its way.
+pub(crate) async fn of_backup(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    incarnation: IncarnationId,
+    made: &SnapshotOutcome,
+) -> Result<()> {
+    insert_objects(conn, subscription, incarnation, &made.wal).await?;
+    let Some(end) = made.wal.iter().map(|object| object.end).max() else {
+        return Ok(());
+    };
+    sqlx::query(
+        "update incarnation set durable = greatest(durable, $4)
+          where subscription_id = $1 and id = $2 and head = $3",
+    )
+    .bind(subscription.0)
+    .bind(incarnation.0)
+    .bind(number(made.timeline)?)
+    .bind(position(end)?)
     .execute(conn)
     .await?;
     Ok(())

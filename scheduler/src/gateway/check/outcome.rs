@@ -9,7 +9,7 @@ use holdfast_domain::job::{
     RestoreOutcome, SnapshotOutcome, WrappedKey,
 };
 
-use super::wal::wal;
+use super::wal::{wal, wal_object};
 use super::{
     Absurd, Checked, MAX_KEY, MAX_LIST, MAX_OBJECTS, MAX_TEXT, count, ensure, hash, key, key_of,
     not_future, position, text, timeline,
@@ -102,6 +102,9 @@ fn snapshot(done: &SnapshotOutcome, now: DateTime<Utc>) -> Checked {
     ensure(done.objects.len() <= MAX_OBJECTS, || {
         "too many objects".to_owned()
     })?;
+    for object in &done.wal {
+        wal_object(object, incarnation)?;
+    }
     let mut seen = HashSet::with_capacity(done.objects.len());
     let mut total = 0_u64;
     for object in &done.objects {
@@ -190,6 +193,7 @@ mod tests {
                 key: format!("packs/{incarnation}/job.1/0"),
                 bytes: 1,
             }],
+            wal: vec![],
             corrupt_pages: vec![],
         }
     }

@@ -62,7 +62,7 @@ pub fn wal(report: &WalReport, now: DateTime<Utc>) -> Checked {
     Ok(())
 }
 
-fn wal_object(object: &WalObject, incarnation: IncarnationId) -> Checked {
+pub(super) fn wal_object(object: &WalObject, incarnation: IncarnationId) -> Checked {
     timeline(object.timeline)?;
     position("a WAL object's end", object.end)?;
     ensure(
