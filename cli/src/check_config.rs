@@ -6,15 +6,16 @@ use anyhow::{Result, bail};
 
 use crate::config;
 use crate::exit::Failure;
+use crate::output::say;
 
 pub fn run(file: &Path) -> Result<()> {
     match config::load(file) {
         Ok(config) => {
-            println!(
+            say(format!(
                 "{}: a good configuration for `holdfast serve {}`",
                 file.display(),
                 config.kind()
-            );
+            ));
             Ok(())
         }
         Err(problems) => {

@@ -9,13 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use holdfast_agent::postgres::occupancy;
 
 use crate::exit::Failure;
+use crate::output::say;
 use crate::site::metadata;
 use crate::state_dir::StateDir;
 use crate::{down, run_record};
 
 pub async fn run(state: &StateDir, yes: bool) -> Result<()> {
     if !state.path().exists() {
-        println!("There is nothing in {}.", state.path().display());
+        say(format!("There is nothing in {}.", state.path().display()));
         return Ok(());
     }
     ensure!(
@@ -47,14 +48,14 @@ pub async fn run(state: &StateDir, yes: bool) -> Result<()> {
     remove(&state.run_dir())?;
     match fs::remove_dir(state.path()) {
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-            println!(
+            say(format!(
                 "Removed. {} holds more than the site and was left.",
                 state.path().display()
-            );
+            ));
         }
         removed => {
             removed.with_context(|| format!("{} cannot be removed", state.path().display()))?;
-            println!("Removed.");
+            say("Removed.");
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, User, access, geteuid};
 
 use crate::exit::Failure;
+use crate::output::say;
 use crate::run_record;
 use crate::site::service_users;
 use crate::state_dir::StateDir;
@@ -56,17 +57,17 @@ pub async fn run(state: &StateDir, listen: SocketAddr) -> Result<()> {
     let findings = examine(state, listen).await?;
     for finding in &findings {
         match &finding.cure {
-            None => println!("ok       {}: {}", finding.what, finding.found),
-            Some(cure) => println!(
+            None => say(format!("ok       {}: {}", finding.what, finding.found)),
+            Some(cure) => say(format!(
                 "MISSING  {}: {}\n         cure: {cure}",
                 finding.what, finding.found
-            ),
+            )),
         }
     }
     if findings.iter().any(|finding| finding.cure.is_some()) {
         bail!(Failure::Said);
     }
-    println!("\nNothing is missing: `holdfast up` will start.");
+    say("\nNothing is missing: `holdfast up` will start.");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use crate::exit::Failure;
+use crate::output::say;
 use crate::run_record;
 use crate::state_dir::StateDir;
 
@@ -15,9 +16,12 @@ const WITHIN: Duration = Duration::from_secs(240);
 
 pub async fn run(state: &StateDir) -> Result<()> {
     if stop(state).await? {
-        println!("Stopped. Everything is kept in {}.", state.path().display());
+        say(format!(
+            "Stopped. Everything is kept in {}.",
+            state.path().display()
+        ));
     } else {
-        println!("No site runs in {}.", state.path().display());
+        say(format!("No site runs in {}.", state.path().display()));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use crate::exit::Failure;
+use crate::output::say;
 use crate::site::token;
 use crate::state_dir::StateDir;
 use crate::status::identity;
@@ -97,7 +98,7 @@ pub async fn connection_string(state: &StateDir, name: &str, group: Option<&str>
     let socket = properties
         .socket_directory
         .context("the server is not on this machine: it has no socket here")?;
-    println!("{}", uri(&socket, properties.port));
+    say(uri(&socket, properties.port));
     Ok(())
 }
 

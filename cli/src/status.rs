@@ -8,6 +8,7 @@ use holdfast_domain::region::Site;
 use serde::Serialize;
 
 use crate::command::Output;
+use crate::output::say;
 use crate::run_record::RunRecord;
 use crate::site::{identity::Identity, token};
 use crate::state_dir::StateDir;
@@ -45,7 +46,7 @@ pub async fn run(state: &StateDir, output: Option<Output>) -> Result<()> {
         output == Output::Table
     });
     if !table {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        say(serde_json::to_string_pretty(&status)?);
         return Ok(());
     }
     let regions: Vec<&str> = status
@@ -65,7 +66,7 @@ pub async fn run(state: &StateDir, output: Option<Output>) -> Result<()> {
         ("state directory", &status.state_dir),
         ("process", &status.pid.to_string()),
     ] {
-        println!("{name:<16} {value}");
+        say(format!("{name:<16} {value}"));
     }
     Ok(())
 }
@@ -112,7 +113,7 @@ pub fn print_welcome(state: &StateDir, record: &RunRecord) -> Result<()> {
         Some(_) => String::new(),
         None => format!(" --state-dir {}", quoted(&status.state_dir)),
     };
-    println!(
+    say(format!(
         "Holdfast is up.\n\n  \
          URL    {url}\n  \
          CA     {ca}\n  \
@@ -129,7 +130,7 @@ pub fn print_welcome(state: &StateDir, record: &RunRecord) -> Result<()> {
         ca = status.ca_file,
         quoted_ca = quoted(&status.ca_file),
         token = status.token,
-    );
+    ));
     Ok(())
 }
 

@@ -126,6 +126,7 @@ pub fn init(settings: &Settings) -> Result<Telemetry> {
             .json()
             .flatten_event(true)
             .with_current_span(true)
+            .with_span_list(false)
             .boxed(),
         LogFormat::Text => lines.with_target(false).boxed(),
     };

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::command::UpOptions;
 use crate::exit::Failure;
+use crate::output::say;
 use crate::run_record::{self, RunRecord};
 use crate::site::{self, SiteOptions};
 use crate::state_dir::{StateDir, private_dir};
@@ -36,7 +37,7 @@ pub async fn run(state: &StateDir, options: &UpOptions) -> Result<()> {
         return left_behind(state, &site).await;
     }
     if let Some(record) = run_record::running(state)? {
-        println!("The site already runs (process {}).\n", record.pid);
+        say(format!("The site already runs (process {}).\n", record.pid));
         return status::print_welcome(state, &record);
     }
     doctor::require(state, options.listen).await?;
@@ -53,7 +54,7 @@ async fn foreground(state: &StateDir, site: &SiteOptions) -> Result<()> {
         if let Err(error) = status::print_welcome(state, record) {
             tracing::warn!(%error, "the site runs, but what to do with it could not be printed");
         }
-        println!("\nPress Ctrl-C to stop.");
+        say("\nPress Ctrl-C to stop.");
     })
     .await;
     telemetry.flush();
