@@ -2,7 +2,7 @@
 //!
 //! [`table_of_contents`] lists every route in reading order. A request passes, from the outside in:
 //! [`edge`] (TLS, limits, ids, trace), [`auth::token`] (who calls), [`arm::path`] (fixed words without
-//! case), the router, and a handler in [`routes`], which says who may, reads what was sent, calls one use
+//! case), the router, and a handler in [`mod@routes`], which says who may, reads what was sent, calls one use
 //! case and converts the answer. Deciding anything is the business of the control plane.
 
 pub mod arm;

@@ -1,7 +1,7 @@
 //! Resource Manager's habits: paths, versions, headers, errors, bodies, long-running operations.
 //!
 //! Everything here is the same for every resource type; what a resource looks like is in
-//! [`crate::wire`], what may be done to it in [`crate::routes`].
+//! [`crate::wire`], what may be done to it in [`mod@crate::routes`].
 
 pub mod api_version;
 pub mod body;
