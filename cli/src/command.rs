@@ -82,6 +82,8 @@ pub enum ServerCommand {
         /// [default: the site's own]
         #[arg(long)]
         resource_group: Option<String>,
+        #[arg(long, default_value = "postgres")]
+        database: String,
     },
 }
 

@@ -38,7 +38,10 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Server(ServerCommand::ConnectionString {
             name,
             resource_group,
-        }) => server::connection_string(&state()?, &name, resource_group.as_deref()).await,
+            database,
+        }) => {
+            server::connection_string(&state()?, &name, resource_group.as_deref(), &database).await
+        }
         Command::Serve(ServeCommand::Api(file)) => serve::api(&file.config).await,
         Command::Serve(ServeCommand::Scheduler(file)) => serve::scheduler(&file.config).await,
         Command::Serve(ServeCommand::Agent(file)) => serve::agent(&file.config).await,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use holdfast_agent::postgres::AGENT_ROLE;
+use holdfast_agent::postgres::OPERATOR_ROLE;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
@@ -47,9 +47,14 @@ struct RefusalBody {
     message: String,
 }
 
-/// Prints the URI of the site's own superuser, which the server believes without a password because it
-/// comes over the socket from the user that runs the site. Nobody's password is kept anywhere.
-pub async fn connection_string(state: &StateDir, name: &str, group: Option<&str>) -> Result<()> {
+/// Prints the URI of the operator's way in: over the socket the server believes the user that runs the
+/// site without a password, and makes them the administrator. Nobody's password is kept anywhere.
+pub async fn connection_string(
+    state: &StateDir,
+    name: &str,
+    group: Option<&str>,
+    database: &str,
+) -> Result<()> {
     let record = require_running(state)?;
     let identity = identity(state)?;
     let token = token::mint(state, &identity)?;
@@ -98,13 +103,14 @@ pub async fn connection_string(state: &StateDir, name: &str, group: Option<&str>
     let socket = properties
         .socket_directory
         .context("the server is not on this machine: it has no socket here")?;
-    say(uri(&socket, properties.port));
+    say(uri(&socket, properties.port, database));
     Ok(())
 }
 
-fn uri(socket_dir: &str, port: u16) -> String {
+fn uri(socket_dir: &str, port: u16, database: &str) -> String {
     let host = utf8_percent_encode(socket_dir, RESERVED);
-    format!("postgresql://{AGENT_ROLE}@{host}:{port}/postgres")
+    let database = utf8_percent_encode(database, RESERVED);
+    format!("postgresql://{OPERATOR_ROLE}@{host}:{port}/{database}")
 }
 
 #[cfg(test)]
@@ -114,8 +120,8 @@ mod tests {
     #[test]
     fn the_socket_directory_stands_in_the_uri_as_its_host() {
         assert_eq!(
-            uri("/run/holdfast-1a2b3c4d/eastus2-1/10240", 10_240),
-            "postgresql://holdfast@%2Frun%2Fholdfast-1a2b3c4d%2Feastus2-1%2F10240:10240/postgres"
+            uri("/run/holdfast-1a2b3c4d/eastus2-1/10240", 10_240, "my shop"),
+            "postgresql://holdfast_operator@%2Frun%2Fholdfast-1a2b3c4d%2Feastus2-1%2F10240:10240/my%20shop"
         );
     }
 }
