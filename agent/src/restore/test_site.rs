@@ -73,6 +73,10 @@ impl Site {
         Self { root, node, vault }
     }
 
+    pub(crate) fn vault_url(&self) -> &str {
+        &self.vault.url
+    }
+
     pub(crate) fn placement(&self, name: &str) -> Placement {
         Placement {
             server: ServerId::new(),
