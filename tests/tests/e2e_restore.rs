@@ -140,15 +140,21 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
     let sql = site.sql("pg1").await?;
     let mut ledger = Ledger::prepare(&sql).await?;
     ledger.write(&sql, 200).await?;
-    let points = site.restore_points("pg1").await?;
-    let age = points["recoveryPointAgeSeconds"]
-        .as_f64()
-        .context("recoveryPointAgeSeconds")?;
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "how old something is to somebody outside"
-    )]
-    let shown = Utc::now();
+    // The promise is worth something once it covers what was written so far.
+    let written = ledger.last()?.acknowledged;
+    let (age, shown) = until(Duration::from_secs(30), || async {
+        let points = site.restore_points("pg1").await?;
+        let shown = Utc::now();
+        let latest: DateTime<Utc> = points["latestRestoreDate"]
+            .as_str()
+            .context("latestRestoreDate")?
+            .parse()?;
+        let age = points["recoveryPointAgeSeconds"]
+            .as_f64()
+            .context("recoveryPointAgeSeconds")?;
+        Ok((latest >= written).then_some((age, shown)))
+    })
+    .await?;
     ledger.write(&sql, 100).await?;
 
     let directory = site.data_dir("pg1").await?;
@@ -165,6 +171,7 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
         .iter()
         .filter(|entry| entry.acknowledged <= oldest_promised)
         .count() as i64;
+    ensure!(promised >= 200, "only {promised} rows were promised");
     ensure!(
         present >= promised,
         "{present} rows are back, {promised} were older than the age of {age} s\n{operation:#}"
