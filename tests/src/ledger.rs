@@ -32,13 +32,9 @@ impl Ledger {
 
     /// Writes `rows` transactions.
     pub async fn write(&mut self, sql: &Client, rows: usize) -> Result<()> {
-        let clock = || async {
-            let row = sql.query_one("SELECT clock_timestamp()", &[]).await?;
-            anyhow::Ok(row.get::<_, DateTime<Utc>>(0))
-        };
         for _ in 0..rows {
             let sequence = self.entries.len() as i64 + 1;
-            let sent = clock().await?;
+            let sent = clock(sql).await?;
             sql.execute(
                 "INSERT INTO ledger (seq, pad) VALUES ($1::bigint, repeat(md5(($1::bigint)::text), 8))",
                 &[&sequence],
@@ -47,7 +43,7 @@ impl Ledger {
             self.entries.push(Entry {
                 sequence,
                 sent,
-                acknowledged: clock().await?,
+                acknowledged: clock(sql).await?,
             });
         }
         Ok(())
@@ -73,6 +69,12 @@ impl Ledger {
         );
         Ok(present)
     }
+}
+
+/// A server's own clock, which is the one that its promises are kept by.
+pub async fn clock(sql: &Client) -> Result<DateTime<Utc>> {
+    let row = sql.query_one("SELECT clock_timestamp()", &[]).await?;
+    Ok(row.get(0))
 }
 
 /// The rows of a copy, which must be 1…n without a hole.

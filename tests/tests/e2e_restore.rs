@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use holdfast_tests::ledger::{Ledger, prefix};
+use holdfast_tests::ledger::{Ledger, clock, prefix};
 use holdfast_tests::site::{Site, until};
 
 /// Repeatable "random" instants: a failure can be run again.
@@ -144,7 +144,7 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
     let written = ledger.last()?.acknowledged;
     let (age, shown) = until(Duration::from_secs(30), || async {
         let points = site.restore_points("pg1").await?;
-        let shown = Utc::now();
+        let shown = clock(&sql).await?;
         let latest: DateTime<Utc> = points["latestRestoreDate"]
             .as_str()
             .context("latestRestoreDate")?
