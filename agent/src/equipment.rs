@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use holdfast_domain::job::{Placement, VaultRef, WrappedKey};
-use holdfast_vault::key::{DataKey, KeyRing, load_wrapped_keys, put_wrapped_key};
+use holdfast_vault::key::{DataKey, KeyRing, establish_data_key};
 use holdfast_vault::store::Store;
 
 use crate::clock::Clock;
@@ -61,7 +61,8 @@ impl Equipment {
         })
     }
 
-    /// Opens stores once; later calls get the same ones.
+    /// Opens stores once; later calls get the same ones. Each proves before its first write that it honours
+    /// create-if-absent (`Store::probe`): a server must start, and be read, while its store is away.
     pub fn stores(&self, vaults: &[VaultRef]) -> Result<Vec<Store>> {
         if vaults.is_empty() {
             return Err(Error::Configuration("a job names no vault".into()));
@@ -96,34 +97,8 @@ impl Equipment {
     /// sealed with it (DESIGN §3.14). A key that an earlier attempt left is used again, and completed
     /// where a vault lacks it: objects may be sealed with it already.
     pub async fn create_key(&self, placement: &Placement) -> Result<(DataKey, WrappedKey)> {
-        let incarnation = placement.incarnation;
         let stores = self.stores(&placement.vaults)?;
-        let mut wrapped = load_wrapped_keys(&stores, incarnation).await?;
-        if wrapped.is_empty() {
-            let made = self.key_ring.wrap(&DataKey::generate()?, incarnation)?;
-            match put_wrapped_key(&stores, incarnation, &made).await {
-                Ok(()) => wrapped.push(made),
-                // Another attempt was faster; its key is the key.
-                Err(holdfast_vault::Error::Conflict { .. }) => {
-                    wrapped = load_wrapped_keys(&stores, incarnation).await?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let mut refused = None;
-        for candidate in wrapped.into_iter().rev() {
-            match self.key_ring.unwrap(&candidate, incarnation) {
-                Ok(key) => {
-                    put_wrapped_key(&stores, incarnation, &candidate).await?;
-                    return Ok((key, candidate));
-                }
-                Err(error) => refused = Some(error),
-            }
-        }
-        Err(refused.map_or_else(
-            || Error::Configuration("the wrapped data key is not there after it was put".into()),
-            Error::from,
-        ))
+        Ok(establish_data_key(&stores, &self.key_ring, placement.incarnation).await?)
     }
 
     /// A short directory of one purpose below the run directory, of the service user's.
@@ -178,4 +153,104 @@ fn ours(path: &Path) -> Result<PathBuf> {
         )));
     }
     Ok(path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use futures::stream::BoxStream;
+    use holdfast_domain::job::ProvisionSpec;
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+        PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    };
+
+    use super::*;
+    use crate::node_fixture::{LOGIN, PASSWORD, TestNode};
+    use crate::work::provision;
+
+    /// A store that does not know create-if-absent, as some that call themselves S3-compatible.
+    #[derive(Debug, Default)]
+    struct Overwriting(InMemory);
+
+    impl fmt::Display for Overwriting {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("overwriting")
+        }
+    }
+
+    #[async_trait]
+    impl ObjectStore for Overwriting {
+        async fn put_opts(
+            &self,
+            location: &Path,
+            payload: PutPayload,
+            mut options: PutOptions,
+        ) -> Result<PutResult> {
+            options.mode = PutMode::Overwrite;
+            self.0.put_opts(location, payload, options).await
+        }
+
+        async fn put_multipart_opts(
+            &self,
+            location: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(location, options).await
+        }
+
+        async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(location, options).await
+        }
+
+        fn delete_stream(
+            &self,
+            locations: BoxStream<'static, Result<Path>>,
+        ) -> BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(locations)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(prefix)
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.0.copy_opts(from, to, options).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_is_not_made_on_a_store_that_overwrites() {
+        let site = TestNode::open().await;
+        let placement = site.placement();
+        let objects = Arc::new(Overwriting::default());
+        let store = Store::from_object_store(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+        site.node
+            .equipment()
+            .use_store(&placement.vaults[0].url, store.clone());
+        let spec = ProvisionSpec {
+            placement: placement.clone(),
+            administrator_login: LOGIN.into(),
+            administrator_password: Some(PASSWORD.into()),
+        };
+        let error = provision::run(&site.context(), spec)
+            .await
+            .expect_err("refused");
+        assert_eq!(
+            (error.code.as_str(), error.retryable),
+            ("ObjectStoreOverwrites", false)
+        );
+        assert_eq!(store.list("keys/").await.expect("a list"), []);
+        assert!(!site.node.server_dir(placement.incarnation).exists());
+        site.end().await;
+    }
 }

@@ -294,7 +294,20 @@ impl ServerHandle {
         } else {
             occupancy::evict(&self.data_dir()).await?;
         }
-        Ok(self.drain_at_rest().await)
+        // A store that is slow rather than away must not hold up a stop; the node goes on draining.
+        match tokio::time::timeout(DRAIN_WITHIN, self.drain_at_rest()).await {
+            Ok(stopped) => Ok(stopped),
+            Err(_) => {
+                self.note(|notes| {
+                    notes.drained = false;
+                    notes.problem = Some("its last WAL is not in the store yet".to_owned());
+                });
+                Ok(Stopped {
+                    drained: false,
+                    report: None,
+                })
+            }
+        }
     }
 
     /// Ends the server without its last WAL, because its directory goes or its agent does.

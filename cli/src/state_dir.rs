@@ -206,10 +206,7 @@ pub fn passage(path: &Path) -> Result<()> {
 
 /// A directory for its owner alone.
 pub fn private_dir(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
+    holdfast_vault::store::create_private_dir(path)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
         .with_context(|| format!("{} cannot be made", path.display()))
 }

@@ -1,5 +1,5 @@
 //! Sealing: compress, then encrypt, so that any change to an object, and any object in another's
-//! place, is noticed (RELIABILITY §4.4). Byte-exact description: `docs/VAULT-FORMAT.md` §2 and §3.
+//! place, is noticed (RELIABILITY §4.4). Byte-exact description: `docs/VAULT-FORMAT.md` §3 and §4.
 //!
 //! A *section* is a whole object or a part of one: an 80-byte header and AES-256-GCM chunks in a
 //! STREAM construction – counter and last-flag in the nonce; header and object key as additional

@@ -1,14 +1,19 @@
 //! Objects, durably. Every object is written once: creating one that exists succeeds only when its
 //! content is the same (RELIABILITY §0.5), so a lost answer is repaired by asking again. `Ok` from a
 //! put means durable *and proven*: size by HEAD, content by the store's own checksum (S3) or by
-//! reading back after fsync (directories) – DESIGN §3.4.
+//! reading back – from a directory after fsync (DESIGN §3.4).
+//!
+//! Before its first object a store proves that it honours create-if-absent ([`Store::probe`]): one that
+//! overwrites silently takes nothing of ours, whoever registered it and whoever opened it.
 
+mod directory;
 mod failure;
 mod open;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,13 +24,17 @@ use futures::TryStreamExt;
 use holdfast_domain::job::ObjectRef;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::sync::OnceCell;
 
+pub use directory::create_private_dir;
 use failure::{describe, is_transient};
 
 use crate::{Error, Result};
 
 /// Longer than a restart of a store or a rolling deployment of one; a job's own retries come after.
 const RETRY_BUDGET: Duration = Duration::from_secs(90);
+/// What one request may take: 64 MiB go up within it at 2 Mbit/s. A request that hangs is given up.
+const ONE_REQUEST: Duration = Duration::from_secs(300);
 /// Whole objects are read into memory; nothing that this format writes whole is larger.
 const MAX_OBJECT_BYTES: u64 = 320 << 20;
 /// An object is read back and compared in pieces of this size.
@@ -43,6 +52,10 @@ struct Inner {
     read_back: bool,
     retry_budget: Duration,
     requests: Arc<Counters>,
+    /// The directory that a `file://` store is.
+    root: Option<PathBuf>,
+    /// Set once the store has shown that it honours create-if-absent.
+    proven: Arc<OnceCell<()>>,
 }
 
 #[derive(Default)]
@@ -92,11 +105,17 @@ impl Store {
                 read_back,
                 retry_budget: RETRY_BUDGET,
                 requests: Arc::default(),
+                root: None,
+                proven: Arc::default(),
             }),
         }
     }
 
-    /// Whether each put is read back and compared. On for directories.
+    fn in_directory(self, root: PathBuf) -> Self {
+        self.with(|inner| inner.root = Some(root))
+    }
+
+    /// Whether each put is read back and compared. Off where the store verifies a checksum itself.
     #[must_use]
     pub fn with_read_back(self, read_back: bool) -> Self {
         self.with(|inner| inner.read_back = read_back)
@@ -116,6 +135,8 @@ impl Store {
             read_back: old.read_back,
             retry_budget: old.retry_budget,
             requests: old.requests.clone(),
+            root: old.root.clone(),
+            proven: old.proven.clone(),
         };
         change(&mut inner);
         Self {
@@ -148,6 +169,17 @@ impl Store {
 
     /// The same for content in pieces, which are not copied together.
     pub async fn put_new_parts(&self, key: &str, parts: Vec<Bytes>) -> Result<()> {
+        self.inner
+            .proven
+            .get_or_try_init(|| self.probe())
+            .await
+            .inspect_err(|error| {
+                tracing::error!(store = ?self, code = error.code(), error = %error, "store.proof.failed");
+            })?;
+        self.create(key, parts).await
+    }
+
+    async fn create(&self, key: &str, parts: Vec<Bytes>) -> Result<()> {
         let path = self.path(key)?;
         let payload: PutPayload = parts.into_iter().collect();
         let length = payload.content_length() as u64;
@@ -172,7 +204,7 @@ impl Store {
         if !created {
             // Ours, if an answer was lost or an attempt repeated; somebody else's otherwise.
             return match self.holds(key, &payload, length).await? {
-                true => Ok(()),
+                true => self.settle(key).await,
                 false => Err(Error::Conflict {
                     key: key.to_owned(),
                 }),
@@ -192,6 +224,19 @@ impl Store {
             ));
         }
         Ok(())
+    }
+
+    /// Makes an object durable that was there before: whoever created it may have died between the
+    /// creation and the fsync. Only directories need that; elsewhere an object that exists is durable.
+    pub(crate) async fn settle(&self, key: &str) -> Result<()> {
+        let Some(root) = self.inner.root.clone() else {
+            return Ok(());
+        };
+        let path = self.path(key)?;
+        tokio::task::spawn_blocking(move || directory::settle(&root, path.as_ref()))
+            .await
+            .map_err(|_| Error::Stopped)?
+            .map_err(|error| Error::io("an object of the store cannot be synced", error))
     }
 
     /// Whether the object has exactly this content.
@@ -334,11 +379,13 @@ impl Store {
     }
 
     /// Whether the store honours create-if-absent, and takes, gives and removes objects at all. Run
-    /// when a store is registered: one that overwrites silently cannot hold backups.
+    /// when a site registers a store, and in each process before the first object goes there: one that
+    /// overwrites silently cannot hold backups.
     pub async fn probe(&self) -> Result<()> {
         let key = format!("probe/{}", uuid::Uuid::new_v4());
         let path = self.path(&key)?;
-        self.put_new(&key, Bytes::from_static(b"first")).await?;
+        self.create(&key, vec![Bytes::from_static(b"first")])
+            .await?;
         let second = self
             .request(&key, &self.inner.requests.puts, || async {
                 let options = PutOptions::from(PutMode::Create);
@@ -383,7 +430,8 @@ impl Store {
         )
     }
 
-    /// Runs one request, again when the store was not reachable, until the budget is used up.
+    /// Runs one request, again when the store was not reachable, until the budget is used up. Pauses
+    /// and attempts together take no longer than the budget, or than one request may take.
     async fn request<T, F, Fut>(&self, key: &str, counter: &AtomicU64, request: F) -> Result<T>
     where
         F: Fn() -> Fut,
@@ -399,14 +447,21 @@ impl Store {
             counter.fetch_add(1, Ordering::Relaxed);
             request()
         };
-        attempt
+        let answered = attempt
             .retry(backoff)
             .when(is_transient)
             .notify(|error, wait| {
                 tracing::warn!(object.key = key, error = %error, retry_in = ?wait, "store.request.retry");
-            })
-            .await
-            .map_err(|error| describe(key, error))
+            });
+        match tokio::time::timeout(self.inner.retry_budget.max(ONE_REQUEST), answered).await {
+            Ok(answer) => answer.map_err(|error| describe(key, error)),
+            Err(_) => {
+                tracing::error!(object.key = key, "store.request.hangs");
+                Err(Error::StoreUnavailable {
+                    what: "it did not answer within the retry budget".to_owned(),
+                })
+            }
+        }
     }
 }
 

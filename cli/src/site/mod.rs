@@ -27,7 +27,7 @@ use holdfast_domain::node::NodeState;
 use holdfast_domain::region::Site;
 use holdfast_domain::role::{Role, RoleAssignment};
 use holdfast_scheduler::{Authority, SchedulerConfig};
-use holdfast_vault::KeyRing;
+use holdfast_vault::{KeyRing, Store};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -327,10 +327,22 @@ async fn furnish(
             .put_resource_group(&caller, identity.subscription, group, region, None)
             .await?;
     }
+    let known = control_plane.vaults().await?;
+    let mut vaults = Vec::new();
     for place in places {
-        for vault in nodes::vaults(state, identity, place)? {
-            control_plane.register_vault(&vault).await?;
-        }
+        vaults.extend(nodes::vaults(state, identity, place)?);
+    }
+    // Agents prove a store again before they write; what cannot hold backups is not even registered.
+    let mut proofs = JoinSet::new();
+    for vault in vaults.iter().filter(|vault| !known.contains(vault)) {
+        let store = Store::open(&vault.url)?;
+        proofs.spawn(async move { store.probe().await });
+    }
+    while let Some(proof) = proofs.join_next().await {
+        proof??;
+    }
+    for vault in &vaults {
+        control_plane.register_vault(vault).await?;
     }
     Ok(())
 }

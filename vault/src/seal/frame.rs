@@ -3,7 +3,7 @@
 //!
 //! All frames of one attempt share a salt and so a key; a frame's number, given once, is its nonce.
 //! A frame in the place of another has another number and does not open.
-//! Byte-exact description: `docs/VAULT-FORMAT.md` §3.
+//! Byte-exact description: `docs/VAULT-FORMAT.md` §4.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

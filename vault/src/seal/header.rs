@@ -1,5 +1,5 @@
 //! The 80 bytes in front of every section and every pack. All numbers are little-endian.
-//! Byte-exact description: `docs/VAULT-FORMAT.md` §2.1.
+//! Byte-exact description: `docs/VAULT-FORMAT.md` §3.
 
 use crate::key::{DataKey, SALT_BYTES, random};
 use crate::{Error, Result};

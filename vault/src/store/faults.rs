@@ -1,5 +1,5 @@
 //! A store that misbehaves on demand, for tests: answers that fail, answers that get lost after the
-//! work was done, creates that overwrite.
+//! work was done, requests that hang, content that is damaged on its way, creates that overwrite.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,13 +25,24 @@ pub(crate) struct FaultyStore {
     pub lose_answers: AtomicU32,
     /// Creating what exists succeeds.
     pub overwrites: AtomicBool,
+    /// So many puts keep another last byte than was sent.
+    pub damage: AtomicU32,
+    /// Puts are never answered.
+    pub hangs: AtomicBool,
     /// Puts of keys that contain this fail for good.
     pub refuse_puts_of: Mutex<Option<&'static str>>,
 }
 
 impl FaultyStore {
-    /// The store and a handle for doing harm.
+    /// The store and a handle for doing harm. Its proof is taken for given, so that the first fault
+    /// hits what the test is about.
     pub fn new() -> (super::Store, Arc<Self>) {
+        let (store, faulty) = Self::unproven();
+        store.inner.proven.set(()).expect("nobody has used it yet");
+        (store, faulty)
+    }
+
+    pub fn unproven() -> (super::Store, Arc<Self>) {
         let faulty = Arc::new(Self::default());
         (super::Store::from_object_store(faulty.clone()), faulty)
     }
@@ -67,15 +78,18 @@ impl FaultyStore {
     }
 
     fn may_fail(&self) -> Result<()> {
-        let less = |left: u32| left.checked_sub(1);
-        match self
-            .fail
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
-        {
-            Ok(_) => Err(unavailable()),
-            Err(_) => Ok(()),
+        if take_one(&self.fail) {
+            return Err(unavailable());
         }
+        Ok(())
     }
+}
+
+/// Whether there was one left.
+fn take_one(left: &AtomicU32) -> bool {
+    let less = |left: u32| left.checked_sub(1);
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+        .is_ok()
 }
 
 fn unavailable() -> object_store::Error {
@@ -100,6 +114,9 @@ impl ObjectStore for FaultyStore {
         mut options: PutOptions,
     ) -> Result<PutResult> {
         self.may_fail()?;
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let refused = *self.refuse_puts_of.lock().unwrap();
         if refused.is_some_and(|part| location.as_ref().contains(part)) {
             return Err(unavailable());
@@ -107,15 +124,18 @@ impl ObjectStore for FaultyStore {
         if self.overwrites.load(Ordering::SeqCst) {
             options.mode = PutMode::Overwrite;
         }
+        let payload = if take_one(&self.damage) {
+            let mut bytes: Vec<u8> = payload.iter().flat_map(|part| part.to_vec()).collect();
+            *bytes.last_mut().expect("nothing empty is put here") ^= 1;
+            bytes.into()
+        } else {
+            payload
+        };
         let result = self.inner.put_opts(location, payload, options).await?;
-        let less = |left: u32| left.checked_sub(1);
-        match self
-            .lose_answers
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
-        {
-            Ok(_) => Err(unavailable()),
-            Err(_) => Ok(result),
+        if take_one(&self.lose_answers) {
+            return Err(unavailable());
         }
+        Ok(result)
     }
 
     async fn put_multipart_opts(

@@ -151,6 +151,36 @@ async fn a_store_that_overwrites_is_refused_when_it_is_registered() {
 }
 
 #[tokio::test]
+async fn nothing_is_put_into_a_store_before_it_has_proven_itself() {
+    let (store, faulty) = FaultyStore::unproven();
+    faulty.overwrites.store(true, SeqCst);
+    for _ in 0..2 {
+        let error = store.put_new("a", bytes("x")).await.unwrap_err();
+        assert_eq!(error.code(), "ObjectStoreOverwrites");
+        assert_eq!(store.list("").await.unwrap(), [], "nothing was put");
+    }
+    faulty.overwrites.store(false, SeqCst);
+    store.put_new("a", bytes("x")).await.unwrap();
+    let before = store.requests().puts;
+    let clone = store.clone().with_retry_budget(Duration::from_secs(1));
+    clone.put_new("b", bytes("y")).await.unwrap();
+    assert_eq!(store.requests().puts - before, 1, "proven once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_never_answered_is_given_up() {
+    let (store, faulty) = FaultyStore::new();
+    faulty.hangs.store(true, SeqCst);
+    let begun = tokio::time::Instant::now();
+    let error = store.put_new("a", bytes("x")).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.is_retryable()),
+        ("ObjectStoreUnavailable", true)
+    );
+    assert_eq!(begun.elapsed().as_secs(), 300);
+}
+
+#[tokio::test]
 async fn an_object_that_changed_behind_our_back_is_a_conflict() {
     let dir = tempfile::tempdir().unwrap();
     let store = directory_store(dir.path());

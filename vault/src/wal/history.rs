@@ -98,6 +98,7 @@ pub async fn put_history(
                 if seal::open(data_key, Class::History, &key, &stored)? != text {
                     return Err(Error::Conflict { key });
                 }
+                store.settle(&key).await?;
             }
             Err(error) => return Err(error),
         }
