@@ -15,6 +15,7 @@ use holdfast_domain::wal::{ClockAnomaly, Stamp, Stamps, WalObject};
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
 use holdfast_vault::wal::counting::{self, StatisticsRelations};
 use holdfast_vault::wal::object::LARGEST_OBJECT_BYTES;
+use holdfast_vault::wal::page::Dialect;
 use holdfast_vault::wal::record::Record;
 use holdfast_vault::wal::{InvalidWal, WalRange, Walker};
 use tokio::time::Instant;
@@ -69,6 +70,8 @@ pub(super) struct Cutter {
     statistics: Arc<StatisticsRelations>,
     /// `None` after WAL that could not be read as records, until the next unit.
     walker: Option<Walker>,
+    /// Of the newest page that was read: what is unreadable comes from the same server.
+    dialect: Option<Dialect>,
     transactions: Transactions,
     /// End of what was taken in.
     received: Lsn,
@@ -100,6 +103,7 @@ struct Summary {
     stamps: Option<Stamps>,
     last_counting: Option<Lsn>,
     clock_anomaly: Option<ClockAnomaly>,
+    unreadable_from: Option<Lsn>,
 }
 
 impl Summary {
@@ -110,7 +114,14 @@ impl Summary {
             stamps: None,
             last_counting: None,
             clock_anomaly: None,
+            unreadable_from: None,
         }
+    }
+
+    /// Unreadable WAL is kept like any other, and counts.
+    fn lose_sight(&mut self, from: Lsn) {
+        self.unreadable_from.get_or_insert(from.max(self.start));
+        self.last_counting = Some(self.start);
     }
 
     fn push(&mut self, stamp: Stamp) {
@@ -131,6 +142,7 @@ impl Cutter {
             lineage,
             statistics,
             walker: Some(walker),
+            dialect: None,
             transactions: Transactions::default(),
             received: start,
             cut_to: durable,
@@ -210,12 +222,12 @@ impl Cutter {
 
     fn take_part(&mut self, bytes: &[u8], now: Instant) {
         self.unit_hash.update(bytes);
-        let is_new = self.received >= self.cut_to;
+        let (from, is_new) = (self.received, self.received >= self.cut_to);
         if is_new {
             self.recent.extend_from_slice(bytes);
         }
-        self.received = self.received + bytes.len() as u64;
-        let urgent = self.walk(bytes, is_new);
+        self.received = from + bytes.len() as u64;
+        let urgent = self.walk(from, bytes, is_new);
         if is_new {
             self.quiet_since.get_or_insert(now);
             if urgent {
@@ -225,14 +237,9 @@ impl Cutter {
     }
 
     /// Reads the records that end in these bytes into the summaries. Says whether somebody waits for one.
-    fn walk(&mut self, bytes: &[u8], is_new: bool) -> bool {
+    fn walk(&mut self, from: Lsn, bytes: &[u8], is_new: bool) -> bool {
         let Some(mut walker) = self.walker.take() else {
-            // Unreadable WAL is kept like any other, and counts.
-            self.last_counting = Some(self.unit.start);
-            self.tail.last_counting = Some(self.tail.start);
-            self.bundle.last_counting = Some(self.bundle.start);
-            self.unit.last_counting = Some(self.unit.start);
-            self.interest = self.received;
+            self.lose_sight(from, is_new);
             return is_new;
         };
         let mut records = Vec::new();
@@ -251,21 +258,32 @@ impl Cutter {
         for record in &records {
             urgent |= self.note(record, is_new);
         }
-        match outcome {
-            Ok(()) if !walker.has_ended() => self.walker = Some(walker),
-            Ok(()) => {
-                self.invalid = Some(InvalidWal {
-                    at: walker.valid_end(),
-                    fault: holdfast_vault::wal::walker::Fault::RecordLength(0),
-                });
-                urgent = true;
+        self.dialect = walker.dialect().or(self.dialect);
+        let invalid = match outcome {
+            Ok(()) if !walker.has_ended() => {
+                self.walker = Some(walker);
+                return urgent && is_new;
             }
-            Err(invalid) => {
-                self.invalid = Some(invalid);
-                urgent = true;
-            }
+            Ok(()) => InvalidWal {
+                at: walker.valid_end(),
+                fault: holdfast_vault::wal::walker::Fault::RecordLength(0),
+            },
+            Err(invalid) => invalid,
+        };
+        self.invalid = Some(invalid);
+        self.lose_sight(invalid.at, is_new);
+        is_new
+    }
+
+    /// Nothing from here to what was received could be read as records.
+    fn lose_sight(&mut self, from: Lsn, is_new: bool) {
+        self.unit.lose_sight(from);
+        if is_new {
+            self.bundle.lose_sight(from);
+            self.tail.lose_sight(from);
         }
-        urgent && is_new
+        self.last_counting = self.last_counting.max(Some(self.unit.start));
+        self.interest = self.received;
     }
 
     fn note(&mut self, record: &Record, is_new: bool) -> bool {
@@ -395,14 +413,12 @@ impl Cutter {
             end,
             system_identifier: self.lineage.system_identifier,
             wal_segment_bytes: self.lineage.segment_bytes,
-            page_magic: self
-                .walker
-                .as_ref()
-                .and_then(|walker| walker.dialect().map(|dialect| dialect.magic())),
+            page_magic: self.dialect.map(Dialect::magic),
             first_record: summary.first_record,
             stamps: summary.stamps,
             last_counting: summary.last_counting,
             clock_anomaly: summary.clock_anomaly,
+            unreadable_from: summary.unreadable_from,
         }
     }
 
@@ -515,6 +531,50 @@ mod tests {
         }
         assert_eq!(bundles, UNIT / 512 / 64 - 1);
         assert_eq!(whole.range.start, durable);
+    }
+
+    /// What begins a segment of PostgreSQL 15 with the cutter's system identifier.
+    fn segment_header(at: u64) -> Vec<u8> {
+        let mut header = vec![0; 40];
+        header[0..2].copy_from_slice(&0xD110_u16.to_le_bytes());
+        header[2..4].copy_from_slice(&2_u16.to_le_bytes());
+        header[4..8].copy_from_slice(&1_u32.to_le_bytes());
+        header[8..16].copy_from_slice(&at.to_le_bytes());
+        header[24..32].copy_from_slice(&1_u64.to_le_bytes());
+        header[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        header[36..40].copy_from_slice(&8192_u32.to_le_bytes());
+        header
+    }
+
+    #[test]
+    fn each_range_says_from_where_on_it_could_not_be_read_and_whose_wal_it_is() {
+        const UNIT: u64 = 1 << 20;
+        let mut cutter = cutter(UNIT);
+        let mut unreadable = segment_header(UNIT);
+        unreadable.resize(1000, 7);
+        let mut pieces = cutter.take(&unreadable, Instant::now());
+        pieces.extend(cutter.cut());
+        pieces.extend(cutter.take(&[7; 1000], Instant::now()));
+        pieces.extend(cutter.cut());
+        let rest = vec![7; UNIT as usize - 2000];
+        let whole = cutter.take(&rest, Instant::now()).remove(0).whole;
+        let whole = whole.expect("a whole unit").range;
+        let mut next = segment_header(2 * UNIT);
+        next.extend([0; 8]);
+        cutter.take(&next, Instant::now());
+        let next = cutter.cut().expect("new bytes").range;
+        let said = [&pieces[0].range, &pieces[1].range, &whole, &next]
+            .map(|range| (range.page_magic, range.unreadable_from, range.last_counting));
+        let first = Some(Lsn(UNIT + 40));
+        assert_eq!(
+            said,
+            [
+                (Some(0xD110), first, Some(Lsn(UNIT))),
+                (Some(0xD110), Some(Lsn(UNIT + 1000)), Some(Lsn(UNIT + 1000))),
+                (Some(0xD110), first, Some(Lsn(UNIT))),
+                (Some(0xD110), Some(Lsn(2 * UNIT)), Some(Lsn(2 * UNIT))),
+            ]
+        );
     }
 
     #[test]

@@ -295,12 +295,7 @@ impl Drain {
     }
 
     async fn put(&mut self, mut piece: Piece) -> Result<()> {
-        if let Some(whole) = piece.whole.take()
-            && let Some(bytes) = self.putter.complete(&whole, &piece).await
-        {
-            piece.range = whole.range;
-            piece.bytes = bytes;
-        }
+        self.putter.complete(&mut piece).await;
         self.ledger.add(self.putter.put_once(&piece).await?);
         Ok(())
     }

@@ -19,4 +19,6 @@ pub use walker::{InvalidWal, Walker};
 #[cfg(test)]
 pub(crate) mod synthetic;
 #[cfg(test)]
+mod target_tests;
+#[cfg(test)]
 mod walker_tests;

@@ -38,8 +38,13 @@ pub struct WalRange {
     /// Where the first record begins that begins in this range.
     pub first_record: Option<Lsn>,
     pub stamps: Option<Stamps>,
+    /// Equal to `start` when some of the range is unreadable, so that a catalogue, which keeps this and
+    /// not `unreadable_from`, knows which objects to open.
     pub last_counting: Option<Lsn>,
     pub clock_anomaly: Option<ClockAnomaly>,
+    /// From here to the end nothing could be read as records: what ends there is not known.
+    #[serde(default)]
+    pub unreadable_from: Option<Lsn>,
 }
 
 impl WalRange {
@@ -171,13 +176,18 @@ fn seal_range(
     Ok((header, sealed.freeze()))
 }
 
-/// The key exists: fine when it holds the same plaintext.
+/// The key exists: fine when it holds the same plaintext, all of which is read. It may be what an
+/// earlier put left that could not prove itself, and its header says nothing of the bytes behind it.
 async fn adopt(store: &Store, data_key: &DataKey, key: &str, ours: &WalHeader) -> Result<u64> {
-    let stored_bytes = store.head(key).await?;
-    let theirs = read_header(store, data_key, key, stored_bytes).await?;
+    let stored = store.get(key).await?;
+    let stored_bytes = stored.len() as u64;
+    let (data_key, name) = (data_key.clone(), key.to_owned());
+    let opened = tokio::task::spawn_blocking(move || open_wal(&data_key, &name, &stored));
+    let theirs = opened.await.map_err(|_| Error::Stopped)??.header;
     if theirs.plaintext_hash == ours.plaintext_hash
         && theirs.range.system_identifier == ours.range.system_identifier
     {
+        store.settle(key).await?;
         Ok(stored_bytes)
     } else {
         Err(Error::Conflict {
@@ -186,7 +196,8 @@ async fn adopt(store: &Store, data_key: &DataKey, key: &str, ours: &WalHeader) -
     }
 }
 
-/// Fetches and opens the header of the object alone.
+/// Fetches and opens the header of the object alone, and sees to it that the object is as long as its
+/// two sections are. Whether the second one opens only [`open_wal`] knows.
 pub async fn read_header(
     store: &Store,
     data_key: &DataKey,
@@ -199,14 +210,23 @@ pub async fn read_header(
     if start.len() < SEAL_PREFIX_BYTES {
         return Err(Error::corrupted(key, "it is shorter than any WAL object"));
     }
-    let length = seal::sealed_len(key, &start)?;
-    if length > start.len() as u64 {
-        if length > stored_bytes {
-            return Err(Error::corrupted(key, "it ends inside its header"));
-        }
-        start = store.get_range(key, 0..length).await?;
+    let header_bytes = seal::sealed_len(key, &start)?;
+    // The header and the front of the section behind it, which says how long that is.
+    let needed = header_bytes + SEAL_PREFIX_BYTES as u64;
+    if needed > stored_bytes {
+        return Err(Error::corrupted(key, "it ends inside its header"));
     }
-    let (json, _) = seal::open_first(data_key, Class::WalHeader, key, &start)?;
+    if needed > start.len() as u64 {
+        start = store.get_range(key, 0..needed).await?;
+    }
+    let (json, consumed) = seal::open_first(data_key, Class::WalHeader, key, &start)?;
+    let body_bytes = seal::sealed_len(key, &start[consumed..])?;
+    if header_bytes + body_bytes != stored_bytes {
+        return Err(Error::corrupted(
+            key,
+            "it is not as long as its sections say",
+        ));
+    }
     parse_header(key, &json)
 }
 
@@ -276,10 +296,12 @@ pub fn open_wal(data_key: &DataKey, key: &str, stored: &[u8]) -> Result<OpenedWa
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::Ordering::SeqCst;
 
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::store::faults::FaultyStore;
     use crate::wal::survey::{list_wal, superseded};
 
     fn store() -> Store {
@@ -299,6 +321,7 @@ mod tests {
             stamps: None,
             last_counting: None,
             clock_anomaly: None,
+            unreadable_from: None,
         }
     }
 
@@ -318,6 +341,63 @@ mod tests {
         assert!(matches!(other, Err(Error::Conflict { .. })));
         let opened = get_wal(&stores, &key, &first).await.expect("untouched");
         assert_eq!(opened.bytes, bytes);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_back_is_never_taken_for_durable() {
+        let (store, faulty) = FaultyStore::new();
+        let stores = [store.with_read_back(true)];
+        let key = DataKey::generate().expect("a key");
+        let range = range(IncarnationId::new(), 0, 4096);
+        let bytes = Bytes::from(vec![3; 4096]);
+        faulty.damage.store(1, SeqCst);
+        for _ in 0..3 {
+            let put = put_wal(&stores, &key, range.clone(), bytes.clone()).await;
+            assert!(matches!(put, Err(Error::Corrupted { .. })), "{put:?}");
+        }
+        // The header alone does not show it; the survey that a stream goes on from has to look further.
+        let found = list_wal(&stores[0], &key, range.incarnation, None).await;
+        let object = found.expect("a list").remove(0);
+        assert!(get_wal(&stores, &key, &object).await.is_err());
+        let tail = put_wal(
+            &stores,
+            &key,
+            WalRange {
+                start: Lsn(1),
+                ..range
+            },
+            bytes.slice(1..),
+        );
+        let tail = tail.await.expect("the store has recovered");
+        let opened = get_wal(&stores, &key, &tail).await.expect("readable");
+        assert_eq!(opened.bytes, bytes.slice(1..));
+    }
+
+    #[tokio::test]
+    async fn a_header_does_not_speak_for_an_object_that_was_cut_off() {
+        let (store, faulty) = FaultyStore::new();
+        let key = DataKey::generate().expect("a key");
+        let range = range(IncarnationId::new(), 0, 4096);
+        let noise: Vec<u8> = (0..1024_u32)
+            .flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..4].to_vec())
+            .collect();
+        let object = put_wal(std::slice::from_ref(&store), &key, range, noise.into());
+        let object = object.await.expect("put");
+        let read = |bytes| read_header(&store, &key, &object.key, bytes);
+        assert!(read(object.stored_bytes).await.is_ok());
+        for cut in [1, 1000, object.stored_bytes as usize - 100] {
+            faulty
+                .tamper(&object.key, |bytes| bytes.truncate(bytes.len() - cut))
+                .await;
+            let left = store.head(&object.key).await.expect("there");
+            let read = read(left).await;
+            assert!(matches!(read, Err(Error::Corrupted { .. })), "{left}");
+            faulty
+                .tamper(&object.key, |bytes| {
+                    bytes.resize(object.stored_bytes as usize, 0)
+                })
+                .await;
+        }
     }
 
     #[tokio::test]

@@ -69,15 +69,21 @@ pub async fn resolve<'f>(
     'path: for leg in path(search) {
         let covering = leg.cover(search.objects)?;
         for (index, object) in covering.objects.iter().enumerate() {
-            let Some(stamps) = object.stamps else {
-                continue;
+            let suspect = may_be_unreadable(object);
+            let walked = match object.stamps {
+                None if !suspect => continue,
+                Some(stamps)
+                    if !suspect
+                        && stamps.first.lsn >= leg.from
+                        && stamps.last.lsn < leg.to
+                        && !search.until.excludes(stamps.largest.at) =>
+                {
+                    newest = Some((stamps.last, leg.timeline));
+                    continue;
+                }
+                _ => walk(&covering.objects, index, &fetch).await?,
             };
-            let (inside, past) = (stamps.first.lsn >= leg.from, stamps.last.lsn < leg.to);
-            if inside && past && !search.until.excludes(stamps.largest.at) {
-                newest = Some((stamps.last, leg.timeline));
-                continue;
-            }
-            for stamp in walk(&covering.objects, index, &fetch).await? {
+            for stamp in walked.stamps {
                 if stamp.lsn >= leg.to {
                     break;
                 }
@@ -90,6 +96,16 @@ pub async fn resolve<'f>(
                 if stamp.lsn >= leg.from {
                     newest = Some((stamp, leg.timeline));
                 }
+            }
+            // Every commit from here on is unknown, and PostgreSQL may not get past this place either:
+            // to name a position before or behind it would be to lose commits in silence.
+            if let Some(lsn) = walked.unreadable_from
+                && lsn < leg.to
+            {
+                return Err(Error::corrupted(
+                    &object.key,
+                    format!("the write-ahead log in it cannot be read from {lsn} on"),
+                ));
             }
         }
         // Nothing in front of the hole was too late, so what the hole swallowed may be wanted.
@@ -206,13 +222,34 @@ fn path(search: &Search<'_>) -> Vec<Leg> {
     legs
 }
 
-/// The commit and abort stamps that belong to the object at `index`, in the order of the log.
+/// Whether a header may say `unreadable_from`. Objects that could be read are among them now and then.
+fn may_be_unreadable(object: &WalObject) -> bool {
+    object.last_counting == Some(object.start)
+}
+
+/// What one object holds.
+struct Walked {
+    /// The commits and aborts that end in it, in the order of the log.
+    stamps: Vec<Stamp>,
+    unreadable_from: Option<Lsn>,
+}
+
+/// Reads the records that belong to the object at `index`.
 async fn walk<'f>(
     objects: &[WalObject],
     index: usize,
     fetch: &impl Fn(WalObject) -> BoxFuture<'f, Result<OpenedWal>>,
-) -> Result<Vec<Stamp>> {
-    let mut opened = vec![fetch(objects[index].clone()).await?];
+) -> Result<Walked> {
+    let own = &objects[index];
+    let mut opened = vec![fetch(own.clone()).await?];
+    let unreadable_from = opened[0].header.range.unreadable_from;
+    let mut walked = Walked {
+        stamps: Vec::new(),
+        unreadable_from,
+    };
+    if unreadable_from.is_some_and(|lsn| lsn <= own.start) {
+        return Ok(walked);
+    }
     // A record that crosses into the object begins in one before it.
     let mut first = index;
     while first > 0 && needs_more(&opened, first == index) {
@@ -220,40 +257,70 @@ async fn walk<'f>(
         opened.push(fetch(objects[first].clone()).await?);
     }
     opened.reverse();
-
-    let beginning = &opened[0].header.range;
-    let segment_bytes = beginning.wal_segment_bytes;
-    let (mut walker, mut at) = match (beginning.first_record, beginning.dialect()) {
-        (Some(record), Some(dialect)) => {
-            (Walker::at_record(record, segment_bytes, dialect), record)
-        }
-        // One record fills the whole object and ends after it.
-        _ => return Ok(Vec::new()),
+    // What began before all of them lies before the backup's end and is no target.
+    let Some(begin) = opened
+        .iter()
+        .position(|piece| piece.header.range.first_record.is_some())
+    else {
+        // One record fills everything and ends after it.
+        return match (
+            own.stamps,
+            opened.iter().find_map(|p| p.header.range.dialect()),
+        ) {
+            (None, _) | (Some(_), Some(_)) => Ok(walked),
+            (Some(_), None) => Err(no_dialect(own)),
+        };
     };
-    let mut stamps = Vec::new();
-    let own_start = objects[index].start;
-    for piece in &opened {
+    let opened = &opened[begin..];
+    let beginning = &opened[0].header.range;
+    let dialect = opened.iter().find_map(|piece| piece.header.range.dialect());
+    let (Some(record), Some(dialect)) = (beginning.first_record, dialect) else {
+        return Err(no_dialect(own));
+    };
+    let mut walker = Walker::at_record(record, beginning.wal_segment_bytes, dialect);
+    let mut at = record;
+    for piece in opened {
         let range = &piece.header.range;
-        let skip = usize::try_from(at.bytes_since(range.start))
-            .map_err(|_| Error::corrupted(range.key(), "its range is too long"))?;
-        let Some(bytes) = piece.bytes.get(skip..) else {
+        let readable = match range.unreadable_from {
+            Some(lsn) => lsn.bytes_since(range.start) as usize,
+            None => piece.bytes.len(),
+        };
+        let skip = at.bytes_since(range.start) as usize;
+        let Some(bytes) = piece.bytes.get(skip..readable) else {
             return Err(Error::corrupted(
                 range.key(),
-                "its first record lies outside of it",
+                "its first record or its first unreadable byte lies outside of it",
             ));
         };
         walker
             .feed(bytes, |record| {
-                if record.end > own_start
+                if record.end > own.start
                     && let Some(stamp) = record.stamp()
                 {
-                    stamps.push(stamp);
+                    walked.stamps.push(stamp);
                 }
             })
             .map_err(|error| Error::corrupted(range.key(), error.to_string()))?;
         at = range.end;
     }
-    Ok(stamps)
+    // The header was written when the bytes came by: to find less in them now is to be wrong.
+    if let Some(known) = own.stamps
+        && known.last.lsn >= record
+        && !walked.stamps.contains(&known.last)
+    {
+        return Err(Error::corrupted(
+            &own.key,
+            "its commits are not those its header describes",
+        ));
+    }
+    Ok(walked)
+}
+
+fn no_dialect(object: &WalObject) -> Error {
+    Error::corrupted(
+        &object.key,
+        "its header does not say which version's write-ahead log it is",
+    )
 }
 
 /// Whether what was opened so far does not yet hold a record's beginning to walk from.
@@ -266,257 +333,4 @@ fn needs_more(opened: &[OpenedWal], only_own: bool) -> bool {
             range.first_record.is_none()
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use bytes::Bytes;
-    use futures::FutureExt;
-    use holdfast_domain::IncarnationId;
-    use holdfast_domain::wal::Stamps;
-
-    use super::*;
-    use crate::wal::object::{WalHeader, WalRange};
-    use crate::wal::synthetic::{SEGMENT, SYSTEM, SyntheticWal};
-
-    fn at(millis: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp_millis(1_790_000_000_000 + millis).expect("a date of this century")
-    }
-
-    /// WAL cut into objects as an agent would, and a way to fetch them.
-    struct Shelf {
-        opened: Arc<Vec<OpenedWal>>,
-        objects: Vec<WalObject>,
-    }
-
-    impl Shelf {
-        fn cut(wal: &SyntheticWal, timeline: Timeline, ends: &[Lsn]) -> Self {
-            let incarnation = IncarnationId::new();
-            let mut walker = Walker::at_page(wal.start, SEGMENT);
-            let mut opened = Vec::new();
-            let mut start = wal.start;
-            for &end in ends {
-                let bytes = &wal.bytes
-                    [start.bytes_since(wal.start) as usize..end.bytes_since(wal.start) as usize];
-                let mut stamps: Option<Stamps> = None;
-                walker.begin_range();
-                walker
-                    .feed(bytes, |record| {
-                        if let Some(stamp) = record.stamp() {
-                            match &mut stamps {
-                                Some(stamps) => stamps.push(stamp),
-                                None => stamps = Some(Stamps::of(stamp)),
-                            }
-                        }
-                    })
-                    .expect("good WAL");
-                let header = WalHeader {
-                    format: 1,
-                    plaintext_hash: String::new(),
-                    range: WalRange {
-                        incarnation,
-                        timeline,
-                        start,
-                        end,
-                        system_identifier: SYSTEM,
-                        wal_segment_bytes: SEGMENT,
-                        page_magic: walker.dialect().map(|dialect| dialect.magic()),
-                        first_record: walker.first_start(),
-                        stamps,
-                        last_counting: None,
-                        clock_anomaly: None,
-                    },
-                };
-                opened.push(OpenedWal {
-                    header,
-                    bytes: Bytes::copy_from_slice(bytes),
-                });
-                start = end;
-            }
-            let objects = opened
-                .iter()
-                .map(|opened| opened.header.describe(opened.header.range.key(), 1))
-                .collect();
-            Self {
-                opened: Arc::new(opened),
-                objects,
-            }
-        }
-
-        async fn resolve(&self, search: &Search<'_>) -> Result<Target> {
-            resolve(search, |object| {
-                let opened = Arc::clone(&self.opened);
-                async move {
-                    let found = opened.iter().find(|o| o.header.range.key() == object.key);
-                    found.cloned().ok_or(Error::NotFound { key: object.key })
-                }
-                .boxed()
-            })
-            .await
-        }
-
-        async fn at(&self, until: Until) -> Result<Target> {
-            self.resolve(&Search {
-                objects: &self.objects,
-                lineage: &[],
-                timeline: Timeline(1),
-                backup_timeline: Timeline(1),
-                backup_stop: self.objects[0].start,
-                until,
-            })
-            .await
-        }
-    }
-
-    /// Ten commits a second apart, with rows between, cut after each two, once inside a record.
-    fn ten_commits() -> (Shelf, Vec<(Lsn, Lsn)>) {
-        let mut wal = SyntheticWal::new(Lsn(SEGMENT), Timeline(1));
-        let mut commits = Vec::new();
-        let mut ends = Vec::new();
-        for second in 0..10 {
-            wal.insert(16384, 5000);
-            commits.push(wal.commit(at(second * 1000)));
-            if second % 2 == 1 {
-                ends.push(wal.end());
-            }
-        }
-        // A tail may end at a page boundary inside a record.
-        ends[2] = Lsn(ends[2].0 / 8192 * 8192);
-        (Shelf::cut(&wal, Timeline(1), &ends), commits)
-    }
-
-    // FLX-055
-    #[tokio::test]
-    async fn each_instant_finds_the_last_commit_that_is_not_later() {
-        let (shelf, commits) = ten_commits();
-        for second in 0..10 {
-            for offset in [0, 1, 999] {
-                let found = shelf
-                    .at(Until::At(at(second * 1000 + offset)))
-                    .await
-                    .expect("resolves");
-                let (target, end) = commits[second as usize];
-                let stamp = at(second * 1000);
-                assert_eq!(
-                    found,
-                    Target::Lsn {
-                        target,
-                        end,
-                        stamp,
-                        timeline: Timeline(1)
-                    }
-                );
-            }
-        }
-        let latest = shelf.at(Until::Latest).await.expect("resolves");
-        assert!(matches!(latest, Target::Lsn { target, .. } if target == commits[9].0));
-    }
-
-    #[tokio::test]
-    async fn before_the_first_commit_the_backup_alone_is_the_answer() {
-        let (shelf, _) = ten_commits();
-        let found = shelf.at(Until::At(at(-1))).await.expect("resolves");
-        assert_eq!(found, Target::Immediate);
-    }
-
-    #[tokio::test]
-    async fn a_commit_stamped_out_of_order_ends_the_prefix() {
-        let mut wal = SyntheticWal::new(Lsn(SEGMENT), Timeline(1));
-        let first = wal.commit(at(10));
-        wal.commit(at(30));
-        wal.commit(at(20));
-        let end = wal.end();
-        let shelf = Shelf::cut(&wal, Timeline(1), &[end]);
-        let found = shelf.at(Until::At(at(25))).await.expect("resolves");
-        assert!(matches!(found, Target::Lsn { target, .. } if target == first.0));
-    }
-
-    #[tokio::test]
-    async fn a_hole_before_the_end_of_the_prefix_is_refused_and_one_behind_it_is_not() {
-        let (mut shelf, commits) = ten_commits();
-        let removed = shelf.objects.remove(3);
-        let error = shelf.at(Until::Latest).await.expect_err("a hole");
-        assert!(matches!(error, Error::WalGap { start, .. } if start == removed.start));
-        assert!(shelf.at(Until::At(at(9000))).await.is_err());
-        let found = shelf.at(Until::At(at(1500))).await.expect("resolves");
-        assert!(matches!(found, Target::Lsn { target, .. } if target == commits[1].0));
-    }
-
-    #[tokio::test]
-    async fn replaced_tails_beside_their_segment_change_nothing() {
-        let (mut shelf, commits) = ten_commits();
-        let tails = shelf.objects.clone();
-        shelf.objects.extend(tails);
-        let found = shelf.at(Until::At(at(4000))).await.expect("resolves");
-        assert!(matches!(found, Target::Lsn { target, .. } if target == commits[4].0));
-    }
-
-    #[tokio::test]
-    async fn commits_of_the_parent_behind_the_branch_are_not_on_the_path() {
-        let mut parent = SyntheticWal::new(Lsn(SEGMENT), Timeline(1));
-        let kept = parent.commit(at(1));
-        let switch = parent.end();
-        parent.commit(at(2));
-        let end = parent.end();
-        let mut shelf = Shelf::cut(&parent, Timeline(1), &[end]);
-        let mut child = SyntheticWal::new(Lsn(SEGMENT), Timeline(2));
-        child.commit(at(1));
-        let after = child.commit(at(5));
-        let end = child.end();
-        let other = Shelf::cut(&child, Timeline(2), &[end]);
-        shelf.objects.extend(other.objects.clone());
-        shelf.opened = Arc::new(
-            shelf
-                .opened
-                .iter()
-                .chain(other.opened.iter())
-                .cloned()
-                .collect(),
-        );
-        let lineage = [TimelineStart {
-            timeline: Timeline(2),
-            parent: Some(Timeline(1)),
-            switch,
-            history_key: None,
-        }];
-        let search = |until| Search {
-            objects: &shelf.objects,
-            lineage: &lineage,
-            timeline: Timeline(2),
-            backup_timeline: Timeline(1),
-            backup_stop: Lsn(SEGMENT),
-            until,
-        };
-        let at_three = shelf
-            .resolve(&search(Until::At(at(3))))
-            .await
-            .expect("resolves");
-        assert!(
-            matches!(at_three, Target::Lsn { target, timeline: Timeline(1), .. } if target == kept.0)
-        );
-        let latest = shelf
-            .resolve(&search(Until::Latest))
-            .await
-            .expect("resolves");
-        assert!(
-            matches!(latest, Target::Lsn { target, timeline: Timeline(2), .. } if target == after.0)
-        );
-    }
-
-    #[tokio::test]
-    async fn a_backup_that_is_newer_than_the_instant_is_refused() {
-        let (shelf, commits) = ten_commits();
-        let search = Search {
-            objects: &shelf.objects,
-            lineage: &[],
-            timeline: Timeline(1),
-            backup_timeline: Timeline(1),
-            backup_stop: commits[5].1,
-            until: Until::At(at(4500)),
-        };
-        let error = shelf.resolve(&search).await.expect_err("too early");
-        assert!(matches!(error, Error::TargetBeforeBackup { .. }), "{error}");
-    }
 }
