@@ -5,6 +5,7 @@
 //! restore. What it cannot repair – a page that is wrong and was last changed before the start, or
 //! claims a change that the backup's WAL does not reach – is a *suspect*, reported and kept.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -29,38 +30,72 @@ const FILES_AHEAD: usize = 32;
 /// A list that a person can still read; beyond it the count says enough.
 const SUSPECTS_KEPT: usize = 1000;
 
-/// Pages that failed their check.
-#[derive(Debug, Default)]
-pub struct Suspects(Mutex<Vec<Suspect>>);
+/// Pages that failed their check. Those last changed after the backup's start are counted only once its
+/// stop is known: most of them were torn by a write that the WAL repeats, and must not crowd out the
+/// others.
+#[derive(Debug)]
+pub struct Suspects {
+    start: Lsn,
+    found: Mutex<Found>,
+}
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default)]
+struct Found {
+    /// Older than the start: damaged, whatever follows.
+    older: Vec<Suspect>,
+    older_count: usize,
+    /// Those with the largest LSNs, where a stop can lie below.
+    newer: BTreeSet<Suspect>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Suspect {
+    lsn: Lsn,
     path: String,
     block_in_file: u64,
-    lsn: Lsn,
 }
 
 impl Suspects {
-    fn push(&self, suspect: Suspect) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() < SUSPECTS_KEPT {
-            all.push(suspect);
+    /// For a backup that started at `start`.
+    #[must_use]
+    pub fn since(start: Lsn) -> Self {
+        Self {
+            start,
+            found: Mutex::default(),
         }
     }
 
-    /// `path:page` of those that the WAL from `start` to `stop` does not write anew.
+    fn push(&self, suspect: Suspect) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspect.lsn < self.start {
+            found.older_count += 1;
+            if found.older.len() < SUSPECTS_KEPT {
+                found.older.push(suspect);
+            }
+        } else {
+            found.newer.insert(suspect);
+            if found.newer.len() > SUSPECTS_KEPT {
+                found.newer.pop_first();
+            }
+        }
+    }
+
+    /// `path:page` of those that the WAL from the start to `stop` does not write anew, at most
+    /// [`SUSPECTS_KEPT`], and how many were found.
     #[must_use]
-    pub fn not_repaired(&self, start: Lsn, stop: Lsn) -> Vec<String> {
-        let mut pages: Vec<String> = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub fn not_repaired(&self, stop: Lsn) -> (Vec<String>, usize) {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let beyond: Vec<&Suspect> = found.newer.iter().filter(|one| one.lsn > stop).collect();
+        let count = found.older_count + beyond.len();
+        let mut pages: Vec<String> = found
+            .older
             .iter()
-            .filter(|suspect| suspect.lsn < start || suspect.lsn > stop)
+            .chain(beyond)
+            .take(SUSPECTS_KEPT)
             .map(|suspect| format!("{}:{}", suspect.path, suspect.block_in_file))
             .collect();
         pages.sort_unstable();
-        pages
+        (pages, count)
     }
 }
 
@@ -166,9 +201,9 @@ fn page_check(path: String, first_block: u32, suspects: Arc<Suspects>) -> PageCh
             };
             if reread == REREADS {
                 suspects.push(Suspect {
+                    lsn,
                     path: path.clone(),
                     block_in_file,
-                    lsn,
                 });
                 return Ok(());
             }
@@ -225,16 +260,13 @@ mod tests {
     fn a_torn_page_is_read_again() {
         let good = good_page(1, 100);
         let (_root, file) = file_of(&[good_page(0, 100), good.clone()]);
-        let suspects = Arc::new(Suspects::default());
+        let suspects = Arc::new(Suspects::since(Lsn(u64::MAX)));
         let check = page_check("base/5/16384".into(), 0, Arc::clone(&suspects));
         let mut torn = good.clone();
         torn[5000..].fill(0);
         check(&file, 1, &mut torn).expect("readable");
         assert_eq!(torn, good);
-        assert_eq!(
-            suspects.not_repaired(Lsn(0), Lsn(u64::MAX)),
-            Vec::<String>::new()
-        );
+        assert_eq!(suspects.not_repaired(Lsn(0)), (Vec::new(), 0));
     }
 
     #[test]
@@ -242,34 +274,55 @@ mod tests {
         let mut damaged = good_page(131_072 + 1, 500);
         damaged[4000] ^= 1;
         let (_root, file) = file_of(&[good_page(131_072, 1), damaged.clone()]);
-        let suspects = Arc::new(Suspects::default());
-        page_check("base/5/16384.1".into(), 131_072, Arc::clone(&suspects))(&file, 1, &mut damaged)
+        let mut found = |start, stop| {
+            let suspects = Arc::new(Suspects::since(Lsn(start)));
+            page_check("base/5/16384.1".into(), 131_072, Arc::clone(&suspects))(
+                &file,
+                1,
+                &mut damaged,
+            )
             .expect("readable");
-        assert_eq!(
-            suspects.not_repaired(Lsn(501), Lsn(900)),
-            ["base/5/16384.1:1"],
-            "older than the start"
-        );
-        assert_eq!(
-            suspects.not_repaired(Lsn(400), Lsn(900)),
-            Vec::<String>::new(),
-            "in the backup's WAL"
-        );
-        assert_eq!(
-            suspects.not_repaired(Lsn(400), Lsn(450)),
-            ["base/5/16384.1:1"],
-            "beyond the stop"
-        );
+            suspects.not_repaired(Lsn(stop))
+        };
+        let one = (vec!["base/5/16384.1:1".to_owned()], 1);
+        assert_eq!(found(501, 900), one, "older than the start");
+        assert_eq!(found(400, 900), (Vec::new(), 0), "in the backup's WAL");
+        assert_eq!(found(400, 450), one, "beyond the stop");
+    }
+
+    #[test]
+    fn pages_that_wal_repairs_do_not_crowd_out_those_that_it_does_not() {
+        let suspects = Suspects::since(Lsn(1000));
+        let at = |lsn, block_in_file| Suspect {
+            lsn: Lsn(lsn),
+            path: "base/5/16384".into(),
+            block_in_file,
+        };
+        for block in 0..3 * SUSPECTS_KEPT as u64 {
+            suspects.push(at(1500, block));
+        }
+        suspects.push(at(900, 7));
+        suspects.push(at(3000, 8));
+        for block in 0..SUSPECTS_KEPT as u64 {
+            suspects.push(at(1600, block));
+        }
+        let named = ["base/5/16384:7", "base/5/16384:8"].map(str::to_owned);
+        assert_eq!(suspects.not_repaired(Lsn(2000)), (named.to_vec(), 2));
+        for block in 0..SUSPECTS_KEPT as u64 {
+            suspects.push(at(900, block));
+        }
+        let (pages, count) = suspects.not_repaired(Lsn(2000));
+        assert_eq!((pages.len(), count), (SUSPECTS_KEPT, SUSPECTS_KEPT + 2));
     }
 
     #[test]
     fn a_page_truncated_away_meanwhile_is_zero() {
         let (_root, file) = file_of(&[good_page(0, 1)]);
-        let suspects = Arc::new(Suspects::default());
+        let suspects = Arc::new(Suspects::since(Lsn(u64::MAX)));
         let mut page = vec![7; PAGE_BYTES];
         page_check("base/5/1".into(), 0, Arc::clone(&suspects))(&file, 1, &mut page)
             .expect("readable");
         assert_eq!(page, vec![0; PAGE_BYTES]);
-        assert_eq!(suspects.not_repaired(Lsn(0), Lsn(0)), Vec::<String>::new());
+        assert_eq!(suspects.not_repaired(Lsn(0)), (Vec::new(), 0));
     }
 }

@@ -4,9 +4,12 @@
 //! are (RELIABILITY §0.1, §5.2.8). So the vaults are asked, each by itself: the objects are found,
 //! opened and joined, whatever the stream says it has written.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use holdfast_domain::wal::WalObject;
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
+use holdfast_vault::backup::ManifestMeta;
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
 use holdfast_vault::wal::object::get_wal;
@@ -17,7 +20,7 @@ use holdfast_vault::wal::walker::Walker;
 use crate::error::{Error, Result};
 
 /// The WAL of one backup.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackupWal {
     pub incarnation: IncarnationId,
     pub timeline: Timeline,
@@ -27,6 +30,18 @@ pub struct BackupWal {
 }
 
 impl BackupWal {
+    /// That of a published backup.
+    #[must_use]
+    pub fn of(incarnation: IncarnationId, meta: &ManifestMeta) -> Self {
+        Self {
+            incarnation,
+            timeline: meta.timeline,
+            start: meta.start_lsn,
+            stop: meta.stop_lsn,
+            segment_bytes: meta.wal_segment_bytes,
+        }
+    }
+
     /// The objects that hold it, found in every store; an error when one store has a hole.
     pub async fn proven(&self, stores: &[Store], data_key: &DataKey) -> Result<Vec<WalObject>> {
         let mut proven = Vec::new();
@@ -40,7 +55,7 @@ impl BackupWal {
                 Some((self.timeline, from)),
             )
             .await?;
-            let (objects, reached) = cover(&listed, self.timeline, from);
+            let (objects, reached) = self.readable(store, data_key, listed, from).await?;
             if reached < self.stop {
                 return Err(Error::Failed {
                     code: "BackupWalMissing",
@@ -54,6 +69,40 @@ impl BackupWal {
             proven = objects;
         }
         Ok(proven)
+    }
+
+    /// What covers the backup's WAL and opens. An object that a put left which could not prove itself has a
+    /// good header now and then, and the same bytes lie beside it under another key.
+    async fn readable(
+        &self,
+        store: &Store,
+        data_key: &DataKey,
+        mut listed: Vec<WalObject>,
+        from: Lsn,
+    ) -> Result<(Vec<WalObject>, Lsn)> {
+        let mut opened = BTreeSet::new();
+        'covering: loop {
+            let (objects, reached) = cover(&listed, self.timeline, from);
+            for object in objects.iter().filter(|object| object.start < self.stop) {
+                if opened.contains(&object.key) {
+                    continue;
+                }
+                match get_wal(std::slice::from_ref(store), data_key, object).await {
+                    Ok(_) => opened.insert(object.key.clone()),
+                    Err(
+                        error @ (holdfast_vault::Error::Corrupted { .. }
+                        | holdfast_vault::Error::NotFound { .. }),
+                    ) => {
+                        tracing::error!(object.key = object.key, %error, "a WAL object cannot be read and does not count");
+                        let damaged = object.key.clone();
+                        listed.retain(|object| object.key != damaged);
+                        continue 'covering;
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+            }
+            return Ok((objects, reached));
+        }
     }
 
     /// The largest stamp of a commit or abort in `(start, stop]`. A stamp that lies in an object

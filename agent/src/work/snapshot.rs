@@ -49,14 +49,7 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
 
     if let Some(published) = find_manifest(&stores, &data_key, incarnation, spec.backup).await? {
         tracing::info!(backup.id = %spec.backup, "the manifest of an earlier attempt is adopted");
-        let meta = &published.meta;
-        let wal = BackupWal {
-            incarnation,
-            timeline: meta.timeline,
-            start: meta.start_lsn,
-            stop: meta.stop_lsn,
-            segment_bytes: meta.wal_segment_bytes,
-        };
+        let wal = BackupWal::of(incarnation, &published.meta);
         let objects = wal.proven(&stores, &data_key).await?;
         return Ok(outcome(published, objects));
     }
@@ -90,7 +83,7 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         epoch: ctx.epoch,
     };
     let writer = BackupWriter::new(stores.clone(), data_key.clone(), attempt, base)?;
-    let suspects = Arc::new(Suspects::default());
+    let suspects = Arc::new(Suspects::since(start));
     let bytes_total = copy_files(ctx, &server, &writer, facts.data_checksums, &suspects).await?;
 
     let control_file = server.data_dir().join(CONTROL_FILE);
@@ -132,13 +125,13 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         message: slow.to_string(),
         retryable: true,
     })??;
-    let objects = wal.proven(&stores, &data_key).await?;
+    let mut objects = wal.proven(&stores, &data_key).await?;
     let largest = wal.largest_stamp(&objects, &stores, &data_key).await?;
     let completed_time = largest.map_or(stopped.clock, |stamp| stamp.max(stopped.clock));
 
-    let corrupt_pages = suspects.not_repaired(start, stopped.stop);
-    if !corrupt_pages.is_empty() {
-        tracing::error!(backup.id = %spec.backup, pages = corrupt_pages.len(), "the server has damaged pages");
+    let (corrupt_pages, damaged) = suspects.not_repaired(stopped.stop);
+    if damaged > 0 {
+        tracing::error!(backup.id = %spec.backup, pages = damaged, "the server has damaged pages");
     }
 
     tell(
@@ -167,6 +160,11 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
             corrupt_pages,
         })
         .await?;
+    let published_wal = BackupWal::of(incarnation, &published.meta);
+    if published_wal != wal {
+        // Another attempt published first; its backup is this one.
+        objects = published_wal.proven(&stores, &data_key).await?;
+    }
     Ok(outcome(published, objects))
 }
 

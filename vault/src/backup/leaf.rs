@@ -166,15 +166,16 @@ impl Leaf {
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::corrupted(key, "a leaf names a frame that cannot be"))?;
         let runs: Vec<Run> = reader.rows(runs, RUN_BYTES)?.map(run).collect();
-        let mut next = 0;
+        let mut next: u32 = 0;
         for run in &runs {
+            let left = pages as u32 - next;
             let fits = run.frame.is_none_or(|frame| {
                 frames.get(frame as usize).is_some_and(|frame| {
                     u64::from(run.slot) + u64::from(run.pages)
                         <= u64::from(frame.content_len) / PAGE_BYTES as u64
                 })
             });
-            if run.first_page != next || run.pages == 0 || run.pages as usize > pages || !fits {
+            if run.first_page != next || run.pages == 0 || run.pages > left || !fits {
                 return Err(reader.corrupted("a leaf's runs do not cover its pages"));
             }
             next += run.pages;
@@ -333,6 +334,27 @@ mod tests {
                 .collect();
             Leaf { frames, runs, hashes: (0..next).map(|page| [hash ^ page as u8; 16]).collect() }
         }
+    }
+
+    #[test]
+    fn runs_that_go_beyond_the_pages_are_refused_before_they_are_summed() {
+        let pages = PAGES_PER_LEAF as u32;
+        let zeros = |first_page, pages| Run {
+            first_page,
+            pages,
+            frame: None,
+            slot: 0,
+        };
+        // Their sum is 2^32.
+        let leaf = Leaf {
+            frames: Vec::new(),
+            runs: (0..u32::MAX / pages + 1)
+                .map(|n| zeros(n * pages, pages))
+                .collect(),
+            hashes: vec![[0; 16]; pages as usize],
+        };
+        let decoded = Leaf::decode(&leaf.encode(), KEY);
+        assert!(matches!(decoded, Err(Error::Corrupted { .. })));
     }
 
     proptest! {

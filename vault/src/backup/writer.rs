@@ -20,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::{BaseIndex, BaseLeaf};
 use super::leaf::{FrameAt, Leaf, PackId};
-use super::manifest::{Contents, FileEntry, LeafAt, Manifest, ManifestMeta, Tablespace};
+use super::manifest::{
+    Contents, FileEntry, LeafAt, Manifest, ManifestMeta, Tablespace, find_manifest,
+};
 use super::pack::{Pack, PackAppender, upload};
 use super::read::lock;
 use super::segment::{LeafSlot, PageCheck, Source, Task, Worker};
@@ -253,13 +255,27 @@ impl BackupWriter {
         }
     }
 
-    /// Waits until everything is durable in every vault, then publishes the manifest.
+    /// Waits until everything is durable in every vault, then publishes the manifest. One that another
+    /// attempt has published meanwhile is the backup.
     pub async fn finish(mut self, meta: ManifestMeta) -> Result<FinishedBackup> {
         let contents = self.close().await?;
         let manifest = Manifest::new(self.attempt, meta, contents);
         let (named, sealed) = manifest.seal(&self.data_key)?;
         let manifest_bytes = sealed.len() as u64;
-        put_everywhere(&self.stores, &named.key, sealed).await?;
+        match put_everywhere(&self.stores, &named.key, sealed).await {
+            Ok(()) => {}
+            Err(conflict @ Error::Conflict { .. }) => {
+                let Attempt {
+                    incarnation,
+                    backup,
+                    ..
+                } = self.attempt;
+                let found =
+                    find_manifest(&self.stores, &self.data_key, incarnation, backup).await?;
+                return found.ok_or(conflict);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(FinishedBackup {
             manifest: named,
             objects: manifest.objects(),
@@ -473,8 +489,23 @@ async fn put_packs(
         .inspect_err(|error| shared.fail(error.clone()))
 }
 
+/// A worker that panics takes a file with it that nobody else will finish: whoever waits must know.
+struct Unwinding<'a>(&'a Shared);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::io(
+                "a backup worker ended unexpectedly",
+                std::io::Error::other("it panicked"),
+            ));
+        }
+    }
+}
+
 /// A worker's life: files until there are no more, or until something goes wrong anywhere.
 fn work(shared: &Arc<Shared>, queue: &Mutex<mpsc::Receiver<Task>>) {
+    let _guard = Unwinding(shared);
     let mut worker = Worker::new(shared.clone());
     let next = || lock(queue).blocking_recv();
     while let Some(task) = next() {

@@ -7,10 +7,12 @@ use super::Manifest;
 use crate::backup::FinishedBackup;
 use crate::key::DataKey;
 use crate::store::{Store, put_everywhere};
+use crate::verify::verify_objects;
 use crate::{Error, Result, layout};
 
 /// The newest generation of a backup that any vault has, made durable in all of them; `None` when
-/// none has one.
+/// none has one. Every object that it names is asked for: the attempt that wrote it is dead, and what
+/// it left may have been pruned since.
 pub async fn find_manifest(
     stores: &[Store],
     data_key: &DataKey,
@@ -52,6 +54,7 @@ pub async fn find_manifest(
     };
     let named = manifest.reference(&bytes);
     let manifest_bytes = bytes.len() as u64;
+    verify_objects(stores, &manifest.objects()).await?;
     put_everywhere(stores, &named.key, bytes).await?;
     Ok(Some(FinishedBackup {
         manifest: named,

@@ -290,11 +290,50 @@ async fn a_published_manifest_is_adopted_and_completed_in_every_vault() {
         epoch: attempt.epoch + 1,
         ..attempt
     };
-    let late = site.back_up_as(other, &cluster(), None).await;
-    assert!(
-        matches!(late, Err(Error::Conflict { .. })),
-        "one backup has one manifest of a generation"
-    );
+    let late = site.back_up_as(other, &cluster(), None).await.unwrap();
+    assert_eq!(late, backup, "one backup has one manifest of a generation");
+
+    site.faulty[0].remove(&backup.objects[0].key).await;
+    let error = find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup).await;
+    assert!(matches!(error, Err(Error::NotFound { .. })), "{error:?}");
+    site.faulty[1]
+        .tamper(&backup.manifest.key, |bytes| bytes[100] ^= 1)
+        .await;
+    site.faulty[0].remove(&backup.manifest.key).await;
+    let third = Attempt {
+        epoch: attempt.epoch + 2,
+        ..attempt
+    };
+    let error = site.back_up_as(third, &cluster(), None).await.unwrap_err();
+    assert_eq!(error.code(), "BackupConflict", "one vault has another one");
+}
+
+#[test]
+fn a_conflict_says_what_it_is_about() {
+    let code = |key: &str| {
+        let key = key.to_owned();
+        Error::Conflict { key }.code()
+    };
+    assert_eq!(code("wal/a/00000001/0-1"), "WalConflict");
+    assert_eq!(code("backups/a/b/manifest.1"), "BackupConflict");
+    assert_eq!(code("packs/a/b.1/0"), "BackupConflict");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_panics_ends_the_backup_and_nobody_waits_for_it() {
+    let site = Site::new(1);
+    let writer =
+        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let check: PageCheck = Arc::new(|_, _, _| panic!("a bug"));
+    let content = relation(1, 1);
+    let bytes = content.len() as u64;
+    writer
+        .add_relation_segment("base/5/1", on_disk(&content), bytes, Some(check))
+        .await
+        .unwrap();
+    let settled = tokio::time::timeout(std::time::Duration::from_secs(60), writer.settle());
+    let error = settled.await.expect("in time").unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
