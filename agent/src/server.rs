@@ -382,7 +382,11 @@ impl ServerHandle {
         };
         self.end(running).await?;
         let stopped = self.drain_at_rest().await;
-        self.launch().await?;
+        // What was found counts all the same; the next hello starts it again.
+        if let Err(error) = self.launch().await {
+            tracing::error!(server.incarnation = %self.incarnation(), error = chain(&error), "a failing server could not be started again");
+            self.complain(error.public_message());
+        }
         Ok(Some(stopped))
     }
 
