@@ -22,8 +22,14 @@ use crate::config::AgentConfig;
 use crate::equipment::Equipment;
 use crate::error::{Error, Result, chain};
 use crate::postgres::{Installation, ServiceUser, installation, occupancy};
-use crate::reserve::Reserve;
+use crate::reserve::{Reserve, Room};
+use crate::restore::directory::keep_newest_failed;
 use crate::server::{ServerHandle, Stopped};
+
+/// So many failed restores are kept for diagnosis (RELIABILITY §5.4.7).
+const FAILED_RESTORES: usize = 3;
+/// What a stream that gets on well has under way; stopping such a server would free nothing.
+const IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug)]
 pub struct Node {
@@ -331,17 +337,57 @@ impl Node {
     pub async fn look_after(&self) {
         let reserve = Reserve::new(self.state_dir());
         match tokio::task::spawn_blocking(move || reserve.look()).await {
-            Ok(Ok(None)) | Err(_) => {}
-            Ok(Ok(Some(problem))) => tracing::error!(problem, "a disk is nearly full"),
+            Ok(Ok(room)) => self.live_with(room).await,
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "could not keep a reserve"),
+            Err(error) => tracing::error!(%error, "could not look at the disk"),
         }
         // Side by side: a store that does not answer one server must not keep the others waiting.
         let servers = self.servers();
         futures::future::join_all(servers.iter().map(|server| async {
             server.look_after().await;
+            server.drain_if_failing().await;
             server.drain_if_left().await;
         }))
         .await;
+    }
+
+    /// What follows from the room on the disk: what may go goes, and before nothing is left the server that
+    /// fills it most with WAL stops, one a round (RELIABILITY §5.1).
+    pub(crate) async fn live_with(&self, room: Room) {
+        let failed = match room {
+            Room::Enough | Room::Scarce => FAILED_RESTORES,
+            Room::NearlyNone { .. } | Room::None { .. } => 0,
+        };
+        if let Err(error) = keep_newest_failed(self, failed).await {
+            tracing::warn!(error = chain(&error), "could not remove failed restores");
+        }
+        match room {
+            Room::Enough => {
+                for server in self.servers() {
+                    server.make_room_over().await;
+                }
+            }
+            Room::Scarce => {}
+            Room::NearlyNone { used_percent } => {
+                tracing::error!(
+                    used_percent,
+                    "the disk is nearly full: servers will be stopped"
+                );
+            }
+            Room::None { used_percent } => {
+                tracing::error!(used_percent, "the disk is full");
+                let servers = self.servers();
+                let largest = servers
+                    .iter()
+                    .filter(|server| server.held_bytes() > IN_FLIGHT_BYTES)
+                    .max_by_key(|server| server.held_bytes());
+                if let Some(server) = largest
+                    && let Err(error) = server.make_room().await
+                {
+                    tracing::error!(server.incarnation = %server.incarnation(), error = chain(&error), "could not stop a server");
+                }
+            }
+        }
     }
 
     #[must_use]

@@ -1,8 +1,9 @@
 //! Room for a clean shutdown on a full disk (RELIABILITY §5.1).
 //!
 //! WAL is never dropped to save disk, so a store that is away for long fills the file system. At 95 % the
-//! agent releases a file that it kept for this moment: PostgreSQL can then write its last checkpoint and
-//! stop cleanly instead of dying in the middle of a write.
+//! agent releases a file that it kept for this moment; at 98 % it stops the servers whose WAL fills the
+//! disk (`Node::look_after`), and in the room that was released they write their last checkpoint
+//! instead of dying in the middle of a write. They come back when there is room again.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,8 +17,36 @@ use crate::error::{Error, Result};
 /// Two WAL segments.
 const BYTES: i64 = 32 << 20;
 const RELEASE_AT_PERCENT: u64 = 95;
+const STOP_AT_PERCENT: u64 = 98;
 /// Taken back only when there is room again, so that it does not come and go.
 const TAKE_BACK_AT_PERCENT: u64 = 90;
+
+/// How much room there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Enough,
+    /// Below the mark at which the reserve goes, and not yet above the one at which it comes back.
+    Scarce,
+    /// The reserve is released: nothing is kept that can go.
+    NearlyNone {
+        used_percent: u64,
+    },
+    /// Servers stop while they still can.
+    None {
+        used_percent: u64,
+    },
+}
+
+impl Room {
+    fn of(used_percent: u64) -> Self {
+        match used_percent {
+            STOP_AT_PERCENT.. => Self::None { used_percent },
+            RELEASE_AT_PERCENT.. => Self::NearlyNone { used_percent },
+            TAKE_BACK_AT_PERCENT.. => Self::Scarce,
+            _ => Self::Enough,
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct Reserve {
@@ -32,15 +61,14 @@ impl Reserve {
         }
     }
 
-    /// Looks at the file system; says what somebody has to know when it is nearly full. Blocking.
-    pub fn look(&self) -> Result<Option<String>> {
+    /// Looks at the file system, and releases the reserve or takes it back. Blocking.
+    pub fn look(&self) -> Result<Room> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let disk = statvfs(directory)
             .map_err(|errno| Error::file("look at the file system of", directory)(errno.into()))?;
         let used = used_percent(disk.blocks(), disk.blocks_available());
         self.act(used)?;
-        Ok((used >= RELEASE_AT_PERCENT)
-            .then(|| format!("the node's disk is {used} % full; servers stop when it is full")))
+        Ok(Room::of(used))
     }
 
     fn act(&self, used_percent: u64) -> Result<()> {
@@ -92,6 +120,15 @@ mod tests {
         reserve.act(89).expect("room again");
         assert_eq!(held(), 32 << 20);
         assert_eq!(used_percent(100, 4), 96);
+        assert_eq!(
+            [89, 90, 95, 98].map(Room::of),
+            [
+                Room::Enough,
+                Room::Scarce,
+                Room::NearlyNone { used_percent: 95 },
+                Room::None { used_percent: 98 }
+            ]
+        );
         reserve.look().expect("the real disk can be looked at");
     }
 }

@@ -21,8 +21,8 @@ use crate::error::{Error, Result, chain};
 use crate::postgres::configuration::{self, ServerConfiguration};
 use crate::postgres::control_file::ControlFile;
 use crate::postgres::{
-    AGENT_ROLE, Connection, Installation, Instance, PostmasterSpec, StopMode, connection,
-    installation, occupancy,
+    AGENT_ROLE, Connection, FAILING_AFTER, Installation, Instance, InstanceState, PostmasterSpec,
+    StopMode, connection, installation, occupancy,
 };
 use crate::stream::{self, DrainConfig, StreamConfig, StreamHandle, Streamer};
 
@@ -56,18 +56,39 @@ struct Running {
 struct Notes {
     problem: Option<String>,
     size: Option<(Instant, u64)>,
-    /// The directory is at rest and every byte of its `pg_wal` is in the store.
+    /// Every byte of its `pg_wal` is in the store, and it has not taken a connection since.
     drained: bool,
+    /// It was stopped because the disk is full of its WAL, and starts again when there is room.
+    makes_room: bool,
     /// What a drain found that the scheduler has not kept yet.
     unreported: Option<WalReport>,
 }
 
 /// How a stop ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Stopped {
-    /// Every byte of `pg_wal` is durable. If not, the node goes on draining.
-    pub drained: bool,
     pub report: Option<WalReport>,
+    /// Why not every byte of `pg_wal` is durable. The node goes on trying.
+    pub left: Option<Error>,
+}
+
+impl Stopped {
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.left.is_none()
+    }
+}
+
+impl Running {
+    /// A stop began and was cut off: nothing of this life comes back.
+    fn is_ending(&self) -> bool {
+        self.instance.is_stopping() || self.stream.status().borrow().ended
+    }
+
+    /// It died again and again, or never came up.
+    fn is_failing(&self) -> bool {
+        matches!(self.instance.state(), InstanceState::Failing { attempts, .. } if attempts >= FAILING_AFTER)
+    }
 }
 
 impl fmt::Debug for ServerHandle {
@@ -214,13 +235,35 @@ impl ServerHandle {
         }
     }
 
+    pub(crate) fn postmaster_spec(&self) -> Result<PostmasterSpec> {
+        Ok(PostmasterSpec {
+            installation: self.installation()?,
+            data_dir: self.data_dir(),
+            log_file: self.log_file(),
+            socket_dir: self.socket_dir(),
+            port: self.port(),
+            user: self.0.equipment.user.clone(),
+            settings: Vec::new(),
+        })
+    }
+
     /// Begins to run the server and its stream, unless it does; does not wait for either. From here on
     /// the postmaster is started again whenever it dies.
     pub(crate) async fn begin(&self) -> Result<()> {
         let _turn = self.0.turn.lock().await;
-        if self.running().is_some() {
-            return Ok(());
+        match self.running() {
+            // A job that was cancelled in the middle of a stop left it like this.
+            Some(running) if running.is_ending() => self.end(running).await?,
+            Some(_) => return Ok(()),
+            None if self.note(|notes| notes.makes_room) => return Err(no_room()),
+            None => {}
         }
+        self.note(|notes| notes.drained = false);
+        self.launch().await
+    }
+
+    /// It does not run, and the caller has the turn.
+    async fn launch(&self) -> Result<()> {
         let data_dir = self.data_dir();
         let (placement, wrapped_key) = self.facts();
         if !data_dir.join("PG_VERSION").exists() {
@@ -235,15 +278,7 @@ impl ServerHandle {
         equipment.user.create_dir_with(&self.socket_dir(), 0o755)?;
         configuration::write(&data_dir, &self.configuration(), &equipment.user)?;
         let control = ControlFile::read(&installation, &data_dir).await?;
-        let instance = Instance::start(PostmasterSpec {
-            installation,
-            data_dir: data_dir.clone(),
-            log_file: self.log_file(),
-            socket_dir: self.socket_dir(),
-            port: placement.port,
-            user: equipment.user.clone(),
-            settings: Vec::new(),
-        });
+        let instance = Instance::start(self.postmaster_spec()?);
         let stream = Streamer::spawn(StreamConfig {
             socket_dir: self.socket_dir(),
             port: placement.port,
@@ -257,10 +292,7 @@ impl ServerHandle {
             now: equipment.clock.as_fn(),
             placement,
         });
-        self.note(|notes| {
-            notes.problem = None;
-            notes.drained = false;
-        });
+        self.note(|notes| notes.problem = None);
         self.set_running(Some(Running {
             instance: Arc::new(instance),
             stream,
@@ -281,18 +313,10 @@ impl ServerHandle {
     /// Stops the server and brings the rest of its WAL to the store, as far as the store takes it.
     pub(crate) async fn stop(&self) -> Result<Stopped> {
         let _turn = self.0.turn.lock().await;
-        if let Some(Running { instance, stream }) = self.running() {
-            let (_all_durable, stopped) = tokio::join!(
-                stream.drain_and_close(DRAIN_WITHIN),
-                instance.stop(StopMode::Fast, FAST_WITHIN)
-            );
-            if stopped.is_err() {
-                tracing::warn!(server.incarnation = %self.incarnation(), "a fast shutdown takes too long");
-                instance.stop(StopMode::Immediate, IMMEDIATE_WITHIN).await?;
-            }
-            self.set_running(None);
-        } else {
-            occupancy::evict(&self.data_dir()).await?;
+        self.note(|notes| notes.makes_room = false);
+        match self.running() {
+            Some(running) => self.end(running).await?,
+            None => occupancy::evict(&self.data_dir()).await?,
         }
         // A store that is slow rather than away must not hold up a stop; the node goes on draining.
         match tokio::time::timeout(DRAIN_WITHIN, self.drain_at_rest()).await {
@@ -307,6 +331,87 @@ impl ServerHandle {
                     report: None,
                 })
             }
+        }
+    }
+
+    /// Stops it until [`Self::make_room_over`]: WAL is never dropped, so what fills the disk with it stops
+    /// while there is room for a clean shutdown (RELIABILITY §5.1).
+    pub(crate) async fn make_room(&self) -> Result<()> {
+        let _turn = self.0.turn.lock().await;
+        let Some(running) = self.running() else {
+            return Ok(());
+        };
+        self.note(|notes| notes.makes_room = true);
+        self.end(running).await?;
+        self.drain_at_rest().await;
+        self.complain(no_room().public_message());
+        Ok(())
+    }
+
+    /// There is room again.
+    pub(crate) async fn make_room_over(&self) {
+        if self.note(|notes| std::mem::take(&mut notes.makes_room))
+            && let Err(error) = self.begin().await
+        {
+            tracing::error!(server.incarnation = %self.incarnation(), error = chain(&error), "a server could not be started again");
+            self.complain(error.public_message());
+        }
+    }
+
+    /// WAL that lies on the disk because no store has it yet.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.running()
+            .map_or(0, |running| running.stream.status().borrow().held_bytes)
+    }
+
+    /// The caller has the turn.
+    async fn end(&self, Running { instance, stream }: Running) -> Result<()> {
+        let (_all_durable, stopped) = tokio::join!(
+            stream.drain_and_close(DRAIN_WITHIN),
+            instance.stop(StopMode::Fast, FAST_WITHIN)
+        );
+        if stopped.is_err() {
+            tracing::warn!(server.incarnation = %self.incarnation(), "a fast shutdown takes too long");
+            instance.stop(StopMode::Immediate, IMMEDIATE_WITHIN).await?;
+        }
+        self.set_running(None);
+        Ok(())
+    }
+
+    /// Waits until a server that is meant to run takes connections.
+    pub(crate) async fn ready(&self) -> Result<()> {
+        match self.running() {
+            Some(running) => running.instance.ready().await,
+            None => Err(Error::NotStreaming),
+        }
+    }
+
+    /// Brings what a server that does not come up has in its `pg_wal` to the store, between two attempts
+    /// to start it (RELIABILITY §5.3.6). `None` when it is not failing.
+    pub(crate) async fn drain_failing(&self) -> Result<Option<Stopped>> {
+        let _turn = self.0.turn.lock().await;
+        let Some(running) = self.running().filter(Running::is_failing) else {
+            return Ok(None);
+        };
+        self.end(running).await?;
+        let stopped = self.drain_at_rest().await;
+        // What was found counts all the same; the next hello starts it again.
+        if let Err(error) = self.launch().await {
+            tracing::error!(server.incarnation = %self.incarnation(), error = chain(&error), "a failing server could not be started again");
+            self.complain(error.public_message());
+        }
+        Ok(Some(stopped))
+    }
+
+    /// As [`Self::drain_failing`], unless that was done and the server has not been up since.
+    pub(crate) async fn drain_if_failing(&self) {
+        let drained = self.note(|notes| notes.drained);
+        let is_due = self.running().is_some_and(|running| {
+            running.is_failing() && (!drained || running.instance.has_run())
+        });
+        if is_due && let Err(error) = self.drain_failing().await {
+            tracing::error!(server.incarnation = %self.incarnation(), error = chain(&error), "a failing server could not be drained");
+            self.complain(error.public_message());
         }
     }
 
@@ -339,8 +444,8 @@ impl ServerHandle {
                     notes.unreported = Some(report.clone());
                 });
                 Stopped {
-                    drained: true,
                     report: Some(report),
+                    left: None,
                 }
             }
             Err(error) => {
@@ -355,8 +460,8 @@ impl ServerHandle {
                     ));
                 });
                 Stopped {
-                    drained: false,
                     report: None,
+                    left: Some(error),
                 }
             }
         }
@@ -380,26 +485,31 @@ impl ServerHandle {
         .await?)
     }
 
-    /// What the scheduler has not kept yet; `None` when there is no news.
+    /// What the scheduler has not kept yet; `None` when there is no news. What a drain found comes first:
+    /// the stream of a server that does not come up never hears of it.
     pub(crate) fn wal_news(&self) -> Option<WalReport> {
-        match self.running() {
-            Some(running) => Some(running.stream.report()),
-            None => self.note(|notes| notes.unreported.clone()),
-        }
+        self.note(|notes| notes.unreported.clone())
+            .or_else(|| self.running().map(|running| running.stream.report()))
     }
 
     /// The scheduler kept this report.
     pub(crate) fn wal_kept(&self, report: &WalReport) {
+        let was_drained = self
+            .note(|notes| notes.unreported.take_if(|drained| drained == report))
+            .is_some();
         match self.running() {
-            Some(running) => running.stream.ack_report(report),
-            None => {
-                stream::ack_drained(&self.0.equipment.config.state_dir, report);
-                self.note(|notes| {
-                    if notes.unreported.as_ref() == Some(report) {
-                        notes.unreported = None;
-                    }
-                });
-            }
+            Some(running) if !was_drained => running.stream.ack_report(report),
+            _ => stream::ack_drained(&self.0.equipment.config.state_dir, report),
         }
+    }
+}
+
+fn no_room() -> Error {
+    Error::Failed {
+        code: "InsufficientStorage",
+        message: "the node's disk is full of write-ahead log that the store has not taken; \
+                  the server is stopped and starts again when there is room"
+            .into(),
+        retryable: true,
     }
 }

@@ -162,6 +162,15 @@ fn text(gauges: &Gauges) -> String {
     }
     let mut family = Family::new(
         &mut page,
+        "holdfast_server_problem",
+        "1 while the server's node says that something is wrong with it.",
+    );
+    for server in &gauges.servers {
+        let problem = f64::from(u8::from(server.has_problem));
+        family.line(&[("server", &server.server)], problem);
+    }
+    let mut family = Family::new(
+        &mut page,
         "holdfast_backup_storage_used_bytes",
         "Stored bytes of backups and write-ahead log.",
     );
@@ -218,6 +227,7 @@ mod tests {
                 last_backup_failure: DateTime::from_timestamp_micros(1_500_000),
                 backup_bytes: 0,
                 wal_bytes: 10,
+                has_problem: true,
             }],
             operations_in_progress: 1,
             jobs: vec![("leased".into(), 2)],
@@ -229,6 +239,7 @@ mod tests {
             "holdfast_backup_last_failure_timestamp_seconds{server=\"/s/pg\\\"1\"} 1.5",
             "holdfast_recovery_point_age_seconds{server=\"/s/pg\\\"1\"} 1.5",
             "holdfast_backup_storage_used_bytes{server=\"/s/pg\\\"1\",kind=\"wal\"} 10",
+            "holdfast_server_problem{server=\"/s/pg\\\"1\"} 1",
             "holdfast_operation_in_progress 1",
             "holdfast_jobs{state=\"queued\"} 0",
             "holdfast_jobs{state=\"leased\"} 2",

@@ -24,6 +24,8 @@ pub struct ServerGauge {
     /// In the store, as it is paid for.
     pub backup_bytes: u64,
     pub wal_bytes: u64,
+    /// Its node says that something is wrong with it.
+    pub has_problem: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +71,7 @@ impl ControlPlane {
                         last_backup_failure: facts.last_failure,
                         backup_bytes: facts.backup_bytes,
                         wal_bytes: facts.wal_bytes,
+                        has_problem: facts.has_problem,
                     });
                 }
                 match listed.next {
@@ -134,5 +137,27 @@ mod tests {
         assert!(server.server.ends_with("/flexibleServers/pg1"));
         assert_eq!(after.jobs, []);
         assert_eq!(after.agents.len(), 1);
+        assert!(!server.has_problem);
+    }
+
+    #[tokio::test]
+    async fn what_a_node_says_is_wrong_is_kept_until_it_says_otherwise() {
+        let mut world = World::new().await;
+        let it = world.control_plane.clone();
+        it.put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await
+            .expect("accepted");
+        world.run_until_idle().await;
+        let problem = async || {
+            let view = it.server_connection(at("pg1")).await.expect("there");
+            let gauges = it.gauges().await.expect("measured");
+            assert_eq!(gauges.servers[0].has_problem, view.problem.is_some());
+            view.problem
+        };
+        let wrong = "full_page_writes is 'off' and must be 'on'";
+        world.hello_with_problem("pg1", Some(wrong)).await;
+        assert_eq!(problem().await.as_deref(), Some(wrong));
+        world.hello_with_problem("pg1", None).await;
+        assert_eq!(problem().await, None);
     }
 }

@@ -144,6 +144,9 @@ impl ControlPlane {
             if let Some(problem) = &observed.problem {
                 tracing::warn!(server.id = %observed.server, node.id = %node, problem, "a server has a problem");
             }
+            let problem = observed.problem.as_deref();
+            store::incarnation::observe(unit.conn(), node, observed.incarnation, problem, now)
+                .await?;
         }
         unit.commit().await?;
         if before.is_some_and(|boot| boot != request.boot) {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
 
@@ -79,8 +78,9 @@ impl Cluster {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) {
-        let folder =
-            PathBuf::from(std::env::var_os("HOLDFAST_PG_BIN").unwrap_or_else(|| BINARIES.into()));
+        let folder = std::env::var_os("HOLDFAST_PG_BIN")
+            .and_then(|list| std::env::split_paths(&list).find(|folder| folder.is_dir()))
+            .unwrap_or_else(|| BINARIES.into());
         let mut command = Command::new(folder.join(program));
         if let Some((uid, gid)) = service_user() {
             command.uid(uid).gid(gid);
@@ -300,10 +300,31 @@ impl World {
     }
 
     pub(crate) async fn hello(&self) -> HelloResponse {
+        self.say_hello(Vec::new()).await
+    }
+
+    /// The node says what is wrong with a server of its own.
+    pub(crate) async fn hello_with_problem(&self, server: &str, problem: Option<&str>) {
+        let view = self
+            .control_plane
+            .get_server(at(server))
+            .await
+            .expect("there");
+        self.say_hello(vec![ServerObservation {
+            server: view.server.id,
+            incarnation: view.server.incarnation.expect("it lives"),
+            running: true,
+            data_bytes: None,
+            problem: problem.map(str::to_owned),
+        }])
+        .await;
+    }
+
+    async fn say_hello(&self, servers: Vec<ServerObservation>) -> HelloResponse {
         let request = HelloRequest {
             boot: self.boot,
             inventory: self.inventory.clone(),
-            servers: Vec::new(),
+            servers,
         };
         self.control_plane
             .hello(self.node, &request)

@@ -95,7 +95,8 @@ impl Cluster {
         let installation = installation::discover(&[])
             .await
             .into_values()
-            .next_back()
+            // The oldest: SQL that works there works on the others.
+            .next()
             .context("no PostgreSQL binaries; install postgresql or set HOLDFAST_PG_BIN")?;
         let user = USERS
             .iter()

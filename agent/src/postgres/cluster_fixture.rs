@@ -1,4 +1,4 @@
-//! A real, small PostgreSQL 15 cluster in a temporary directory, for tests of this crate.
+//! A real, small PostgreSQL cluster – 15 unless a test says otherwise – in a temporary directory, for tests of this crate.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,20 @@ pub(crate) struct Cluster {
     installation: Installation,
 }
 
+/// Every major of this machine: 15 from the system's packages, more where `HOLDFAST_PG_BIN` names them,
+/// as `./test` does.
+pub(crate) async fn majors() -> Vec<u16> {
+    let found: Vec<u16> = installation::discover(&[]).await.into_keys().collect();
+    assert!(found.contains(&15), "PostgreSQL 15 is installed");
+    found
+}
+
 impl Cluster {
     pub(crate) async fn create() -> Self {
+        Self::create_major(15).await
+    }
+
+    pub(crate) async fn create_major(major: u16) -> Self {
         let root = tempfile::Builder::new()
             .prefix("hf")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711))
@@ -28,7 +40,7 @@ impl Cluster {
         let found = installation::discover(&[]).await;
         let cluster = Self {
             user: ServiceUser::resolve("postgres").expect("this machine has the user"),
-            installation: installation::of(&found, 15).expect("PostgreSQL 15 is installed"),
+            installation: installation::of(&found, major).expect("this major is installed"),
             root,
         };
         cluster
@@ -57,7 +69,7 @@ impl Cluster {
 
     pub(crate) fn configuration(&self) -> ServerConfiguration {
         ServerConfiguration {
-            major: 15,
+            major: self.installation.major,
             port: PORT,
             socket_dir: self.socket_dir(),
             cluster_name: "test".into(),

@@ -76,11 +76,17 @@ mod tests {
 
     use super::*;
     use crate::postgres::StopMode;
-    use crate::postgres::cluster_fixture::Cluster;
+    use crate::postgres::cluster_fixture::{Cluster, majors};
 
     #[tokio::test]
     async fn a_drifted_setting_is_put_right_or_reported() {
-        let cluster = Cluster::create().await;
+        for major in majors().await {
+            drifts(major).await;
+        }
+    }
+
+    async fn drifts(major: u16) {
+        let cluster = Cluster::create_major(major).await;
         let instance = Instance::start(cluster.spec());
         instance.ready().await.expect("started");
         let session = cluster.connect().await;
@@ -126,7 +132,7 @@ mod tests {
         let instance = Instance::start(spec);
         instance.ready().await.expect("started");
         let session = cluster.connect().await;
-        let reported = settings(&session, 15).await.expect("looked");
+        let reported = settings(&session, major).await.expect("looked");
         assert_eq!(reported, ["wal_level is 'logical' and must be 'replica'"]);
         instance
             .stop(StopMode::Fast, Duration::from_secs(30))

@@ -22,11 +22,8 @@ pub async fn run(installation: &Installation, data_dir: &Path, user: &ServiceUse
         .args(["--data-checksums", "--encoding=UTF8", "--locale=C.UTF-8"])
         // Our own pg_hba.conf replaces what these write, before the first start.
         .args(["--auth-local=peer", "--auth-host=scram-sha-256"])
-        .args([
-            "--text-search-config=english",
-            "--no-instructions",
-            "--no-sync",
-        ])
+        .args(["--text-search-config=english", "--no-sync"])
+        .args(no_instructions(installation.major))
         .current_dir(data_dir)
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -48,6 +45,11 @@ pub async fn run(installation: &Installation, data_dir: &Path, user: &ServiceUse
     })
 }
 
+/// Nobody reads them; 13 has no way to leave them out.
+fn no_instructions(major: u16) -> Option<&'static str> {
+    (major >= 14).then_some("--no-instructions")
+}
+
 /// The end of what a program printed: where it says why.
 pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text
@@ -55,4 +57,15 @@ pub(crate) fn last_lines(text: &str, count: usize) -> String {
         .filter(|line| !line.trim().is_empty())
         .collect();
     lines[lines.len().saturating_sub(count)..].join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirteen_is_not_given_what_it_does_not_know() {
+        assert_eq!(no_instructions(13), None);
+        assert_eq!(no_instructions(14), Some("--no-instructions"));
+    }
 }

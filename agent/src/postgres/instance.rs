@@ -2,6 +2,7 @@
 //! dies, and stopped on request (issue 2 §4, fault "kill -9 of a postmaster").
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -18,6 +19,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A server that ran this long starts with the shortest pause again.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// A server that failed so often in a row is not coming up by itself.
+pub const FAILING_AFTER: u32 = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstanceState {
@@ -46,6 +49,7 @@ pub struct Instance {
     spec: Arc<PostmasterSpec>,
     state: watch::Receiver<InstanceState>,
     orders: watch::Sender<Orders>,
+    has_run: Arc<AtomicBool>,
     supervisor: JoinHandle<()>,
 }
 
@@ -63,11 +67,18 @@ impl Instance {
         let spec = Arc::new(spec);
         let (state_sender, state) = watch::channel(InstanceState::Starting);
         let (orders, orders_receiver) = watch::channel(Orders::default());
-        let supervisor = tokio::spawn(supervise(Arc::clone(&spec), state_sender, orders_receiver));
+        let has_run = Arc::new(AtomicBool::new(false));
+        let supervisor = tokio::spawn(supervise(
+            Arc::clone(&spec),
+            state_sender,
+            orders_receiver,
+            Arc::clone(&has_run),
+        ));
         Self {
             spec,
             state,
             orders,
+            has_run,
             supervisor,
         }
     }
@@ -82,6 +93,18 @@ impl Instance {
         self.state.borrow().clone()
     }
 
+    /// It was told to stop and will not be started again.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.orders.borrow().stop.is_some()
+    }
+
+    /// It has taken connections in this instance's life.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        self.has_run.load(Ordering::Relaxed)
+    }
+
     /// To wait for changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<InstanceState> {
@@ -94,7 +117,7 @@ impl Instance {
         let found = state
             .wait_for(|state| match state {
                 InstanceState::Running { .. } | InstanceState::Stopped => true,
-                InstanceState::Failing { attempts, .. } => *attempts >= 3,
+                InstanceState::Failing { attempts, .. } => *attempts >= FAILING_AFTER,
                 InstanceState::Starting => false,
             })
             .await
@@ -144,13 +167,14 @@ async fn supervise(
     spec: Arc<PostmasterSpec>,
     state: watch::Sender<InstanceState>,
     mut orders: watch::Receiver<Orders>,
+    has_run: Arc<AtomicBool>,
 ) {
     let mut attempts = 0;
     let mut pause = FIRST_PAUSE;
     while orders.borrow().stop.is_none() {
         state.send_replace(InstanceState::Starting);
         let begun = Instant::now();
-        let reason = one_life(&spec, &state, &mut orders).await;
+        let reason = one_life(&spec, &state, &mut orders, &has_run).await;
         if orders.borrow().stop.is_some() {
             break;
         }
@@ -175,6 +199,7 @@ async fn one_life(
     spec: &PostmasterSpec,
     state: &watch::Sender<InstanceState>,
     orders: &mut watch::Receiver<Orders>,
+    has_run: &AtomicBool,
 ) -> String {
     let postmaster = match Postmaster::spawn(spec).await {
         Ok(postmaster) => postmaster,
@@ -193,6 +218,7 @@ async fn one_life(
                 waiting = false;
                 match answer {
                     Ok(()) => {
+                        has_run.store(true, Ordering::Relaxed);
                         state.send_replace(InstanceState::Running { pid: postmaster.pid() });
                     }
                     // Ended: the arm below has the status. Slow: let it go on, and say so.

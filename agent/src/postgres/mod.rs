@@ -24,7 +24,7 @@ pub(crate) mod cluster_fixture;
 
 pub use connection::Connection;
 pub use installation::Installation;
-pub use instance::{Instance, InstanceState};
+pub use instance::{FAILING_AFTER, Instance, InstanceState};
 pub use postmaster::{Postmaster, PostmasterSpec, StopMode};
 pub use service_user::ServiceUser;
 

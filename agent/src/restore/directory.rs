@@ -2,8 +2,8 @@
 //!
 //! The name carries incarnation, job and epoch, so that no two attempts ever meet in one place. It
 //! is renamed to the server's own name last. What an earlier attempt left is ended and removed first;
-//! a recovery that failed is kept aside for diagnosis, the newest one of a server and no more, and is
-//! never started again.
+//! a recovery that failed is kept aside for diagnosis – the newest one of a server, the newest few of a
+//! node, and none while its disk is nearly full – and is never started again.
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -142,7 +142,7 @@ pub async fn clear_earlier(
     incarnation: IncarnationId,
     keep_failed: bool,
 ) -> Result<()> {
-    let mut failed = failed(&node.servers_dir(), incarnation)?;
+    let mut failed = failed(&node.servers_dir(), &format!("{incarnation}."))?;
     failed.sort_by_key(|path| epoch_in(path));
     if keep_failed {
         failed.pop();
@@ -154,14 +154,32 @@ pub async fn clear_earlier(
     Ok(())
 }
 
-fn failed(servers: &Path, incarnation: IncarnationId) -> Result<Vec<PathBuf>> {
-    let prefix = format!("{incarnation}.");
+/// Of all restores of this node that failed, the newest stay; none when `most` is zero.
+pub async fn keep_newest_failed(node: &Node, most: usize) -> Result<()> {
+    if !node.servers_dir().exists() {
+        return Ok(());
+    }
+    let mut kept = failed(&node.servers_dir(), "")?;
+    kept.sort_by_key(|path| {
+        std::fs::metadata(path)
+            .and_then(|found| found.modified())
+            .ok()
+    });
+    kept.truncate(kept.len().saturating_sub(most));
+    for path in kept {
+        tracing::info!(path = %path.display(), "removing what a failed restore left");
+        node.remove_dir(&path).await?;
+    }
+    Ok(())
+}
+
+fn failed(servers: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(servers).map_err(Error::file("list", servers))? {
         let name = entry.map_err(Error::file("list", servers))?.file_name();
         if name
             .to_str()
-            .is_some_and(|name| name.starts_with(&prefix) && name.ends_with(FAILED))
+            .is_some_and(|name| name.starts_with(prefix) && name.ends_with(FAILED))
         {
             found.push(servers.join(name));
         }

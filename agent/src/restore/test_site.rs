@@ -1,4 +1,4 @@
-//! A node with a vault on a temporary folder and real PostgreSQL 15, for tests of the long jobs.
+//! A node with a vault on a temporary folder and real PostgreSQL, for tests of the long jobs.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,6 +27,7 @@ pub(crate) struct Site {
     root: TempDir,
     pub node: Arc<Node>,
     vault: VaultRef,
+    major: u16,
 }
 
 /// A server of the site, with what the control plane would know of it.
@@ -40,6 +41,11 @@ pub(crate) struct Known {
 
 impl Site {
     pub(crate) async fn open() -> Self {
+        Self::open_major(15).await
+    }
+
+    /// One whose servers are of this major.
+    pub(crate) async fn open_major(major: u16) -> Self {
         let root = tempfile::Builder::new()
             .prefix("hf")
             .permissions(std::fs::Permissions::from_mode(0o711))
@@ -70,7 +76,12 @@ impl Site {
             url: format!("file://{}", at("vault").display()),
         };
         let node = Node::open(config, Clock::system()).await.expect("a node");
-        Self { root, node, vault }
+        Self {
+            root,
+            node,
+            vault,
+            major,
+        }
     }
 
     pub(crate) fn vault_url(&self) -> &str {
@@ -82,7 +93,7 @@ impl Site {
             server: ServerId::new(),
             incarnation: IncarnationId::new(),
             server_name: name.into(),
-            major: 15,
+            major: self.major,
             port: free_port(),
             vaults: vec![self.vault.clone()],
         }

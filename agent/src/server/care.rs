@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{Running, ServerHandle};
 use crate::error::chain;
 use crate::postgres::{Instance, InstanceState, drift, server_log};
+use crate::stream::StreamHandle;
 
 /// Adding up a directory's size is not free.
 const SIZE_EVERY: Duration = Duration::from_secs(300);
@@ -41,7 +42,7 @@ impl ServerHandle {
             InstanceState::Running { .. } => self.drifted(&instance).await,
             InstanceState::Starting | InstanceState::Stopped => None,
         };
-        let problem = problem.or_else(|| stream.status().borrow().problem.clone());
+        let problem = problem.or_else(|| self.stream_trouble(&stream));
         self.note(|notes| notes.problem = problem);
     }
 
@@ -63,6 +64,20 @@ impl ServerHandle {
             Ok(wrong) => Some(wrong.join("; ")),
             Err(error) => Some(error.public_message()),
         }
+    }
+
+    /// A user may read this: its causes, with paths and addresses, stay in this node's log.
+    fn stream_trouble(&self, stream: &StreamHandle) -> Option<String> {
+        let problem = stream.status().borrow().problem.clone()?;
+        tracing::warn!(server.incarnation = %self.incarnation(), problem, "the write-ahead log does not get on");
+        let code = problem
+            .split(':')
+            .next()
+            .filter(|word| word.chars().all(|c| c.is_ascii_alphabetic()));
+        Some(format!(
+            "its write-ahead log does not reach the store ({}); the node's log has the reason",
+            code.unwrap_or("InvalidWal")
+        ))
     }
 
     /// Something that somebody has to know; shown until the next look finds it mended.

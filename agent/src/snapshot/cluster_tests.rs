@@ -6,7 +6,7 @@ use super::control_file::{CONTROL_FILE, ControlFile};
 use super::page::{self, PAGE_BYTES, Verdict};
 use super::session::BackupSession;
 use super::walk::{Entry, FileKind, Walk};
-use crate::postgres::cluster_fixture::Cluster;
+use crate::postgres::cluster_fixture::{Cluster, majors};
 use crate::postgres::{Postmaster, StopMode, control_file};
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -63,15 +63,23 @@ async fn every_page_that_postgres_wrote_has_the_checksum_we_expect() {
 
 #[tokio::test]
 async fn our_reading_of_the_control_file_is_postgres_own() {
-    let cluster = Cluster::create().await;
-    let ours =
-        ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");
-    let theirs = control_file::ControlFile::read(&cluster.spec().installation, &cluster.data_dir())
-        .await
-        .expect("pg_controldata reads it");
-    assert_eq!(ours.version(), 1300);
-    assert_eq!(ours.system_identifier(), theirs.system_identifier);
-    assert_eq!(ours.checkpoint(), theirs.checkpoint);
+    for major in majors().await {
+        let cluster = Cluster::create_major(major).await;
+        let ours =
+            ControlFile::read(&cluster.data_dir().join(CONTROL_FILE)).expect("a good control file");
+        let theirs =
+            control_file::ControlFile::read(&cluster.spec().installation, &cluster.data_dir())
+                .await
+                .expect("pg_controldata reads it");
+        let version = match major {
+            13..=16 => 1300,
+            17 => 1700,
+            _ => 1800,
+        };
+        assert_eq!(ours.version(), version, "{major}");
+        assert_eq!(ours.system_identifier(), theirs.system_identifier);
+        assert_eq!(ours.checkpoint(), theirs.checkpoint);
+    }
 }
 
 // F15

@@ -152,8 +152,12 @@ impl Ledger {
 
     /// An object that every store has, next in the order of the log.
     pub fn add(&mut self, object: WalObject) {
-        self.durable = self.durable.max(object.end);
-        self.see_server_flush(object.end);
+        // Positions of another timeline say nothing about this one: what an older one wrote after the
+        // switch lies further on and is no part of what is durable.
+        if object.timeline == self.timeline {
+            self.durable = self.durable.max(object.end);
+            self.see_server_flush(object.end);
+        }
         self.supersede(&object);
         self.tails
             .push((object.start, object.end, object.key.clone()));
@@ -343,6 +347,23 @@ mod tests {
         let keys: Vec<&str> = second.objects.iter().map(|o| o.key.as_str()).collect();
         assert_eq!(keys, ["0-40"]);
         assert_eq!(second.superseded, ["0-10", "10-20", "20-25", "25-30"]);
+    }
+
+    #[test]
+    fn an_object_of_an_older_timeline_makes_nothing_durable_on_this_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut ledger = ledger(dir.path());
+        ledger.enter_timeline(Timeline(2), Lsn(10));
+        ledger.add(object(10, 40));
+        let report = ledger.report();
+        assert_eq!((report.timeline, report.durable), (Timeline(2), Lsn(10)));
+        assert_eq!((report.objects.len(), report.held_bytes), (1, 0));
+        ledger.add(WalObject {
+            timeline: Timeline(2),
+            key: "of the second".into(),
+            ..object(10, 20)
+        });
+        assert_eq!(ledger.durable(), Lsn(20));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Makes "latest" mean what the caller means: the newest WAL becomes durable, or is found.
 //!
-//! `Flush` asks the source itself; a source that is down is read from its `pg_wal`, one whose directory
+//! `Flush` asks the source itself; a source that is down or does not come up is read from its `pg_wal`, one whose directory
 //! is gone yields what the store has, and that is an answer, not a failure. `Survey` lists the store for
 //! what a silent agent put and never reported (DESIGN §3.9: listing may find, never delete).
 
@@ -14,13 +14,15 @@ use holdfast_domain::job::{
 use holdfast_domain::wal::{TimelineStart, WalObject, spans};
 use holdfast_vault::wal::history;
 use holdfast_vault::wal::survey::{list_histories, list_wal};
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
 use crate::job::JobContext;
-use crate::server::ServerHandle;
+use crate::server::{ServerHandle, Stopped};
 
 /// How long a living source may take: the tail of a second and a store that is slow for a while.
 const FLUSH_WITHIN: Duration = Duration::from_secs(90);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 pub async fn run(ctx: &JobContext, spec: ArchiveWalSpec) -> Result<ArchiveWalOutcome, JobError> {
     match spec.mode {
@@ -48,36 +50,70 @@ async fn flush(ctx: &JobContext, spec: &ArchiveWalSpec) -> Result<ArchiveWalOutc
         });
     }
     let server = node.adopt(&spec.placement, &spec.wrapped_key);
-    let answer = if server.is_wanted() {
-        tokio::select! {
-            answer = flush_running(&server) => answer,
-            () = ctx.cancel.cancelled() => return Err(Error::Canceled),
-        }
-    } else {
-        let stopped = server.stop().await?;
-        (!stopped.drained)
-            .then(|| "its last write-ahead log could not be brought to the store".into())
+    let until = Instant::now() + FLUSH_WITHIN;
+    let flushed = tokio::select! {
+        flushed = bring(&server, until) => flushed,
+        () = ctx.cancel.cancelled() => return Err(Error::Canceled),
     };
-    Ok(ArchiveWalOutcome {
-        report: server.wal_news(),
-        unavailable: answer,
+    Ok(match flushed {
+        Ok(report) => ArchiveWalOutcome {
+            report,
+            unavailable: None,
+        },
+        Err(error) => ArchiveWalOutcome {
+            report: server.wal_news(),
+            unavailable: Some(error.public_message()),
+        },
     })
 }
 
-/// Why the newest commits could not be made durable, if they could not.
-async fn flush_running(server: &ServerHandle) -> Option<String> {
-    let Some(stream) = server.stream() else {
-        return Some("the server is being stopped".into());
-    };
-    match tokio::time::timeout(FLUSH_WITHIN, stream.flush()).await {
-        Ok(Ok(durable)) => {
-            tracing::debug!(server.incarnation = %server.incarnation(), %durable, "flushed");
-            None
+/// Everything that was committed is durable when this comes back. A server that does not run is read from
+/// its `pg_wal`, and what that gave is the answer.
+async fn bring(server: &ServerHandle, until: Instant) -> Result<Option<WalReport>> {
+    while server.is_wanted() {
+        match timeout_at(until, server.ready()).await {
+            Ok(Ok(())) => return flush_running(server, until).await.map(Some),
+            Ok(Err(error)) => match server.drain_failing().await? {
+                Some(drained) => return read(drained),
+                // It was stopped meanwhile, or came up after all.
+                None if Instant::now() < until => tokio::time::sleep(BETWEEN_LOOKS).await,
+                None => return Err(error),
+            },
+            Err(_) => return Err(slow("start")),
         }
-        Ok(Err(error)) => Some(Error::from(error).public_message()),
-        Err(_) => Some(match stream.status().borrow().problem.clone() {
-            Some(problem) => format!("the stream does not get on: {problem}"),
-            None => "the stream does not get on".into(),
+    }
+    read(server.stop().await?)
+}
+
+fn read(stopped: Stopped) -> Result<Option<WalReport>> {
+    match stopped.left {
+        Some(error) => Err(error),
+        None => Ok(stopped.report),
+    }
+}
+
+fn slow(what: &'static str) -> Error {
+    Error::Slow {
+        what,
+        within: FLUSH_WITHIN,
+    }
+}
+
+async fn flush_running(server: &ServerHandle, until: Instant) -> Result<WalReport> {
+    let stream = server.stream().ok_or(Error::NotStreaming)?;
+    match timeout_at(until, stream.flush()).await {
+        Ok(flushed) => {
+            let durable = flushed?;
+            tracing::debug!(server.incarnation = %server.incarnation(), %durable, "flushed");
+            Ok(stream.report())
+        }
+        Err(_) => Err(match stream.status().borrow().problem.clone() {
+            Some(problem) => Error::Stream {
+                code: "StreamUnavailable",
+                message: problem,
+                retryable: true,
+            },
+            None => slow("hand over its write-ahead log"),
         }),
     }
 }

@@ -17,18 +17,15 @@ pub async fn run(ctx: &JobContext, spec: PowerSpec) -> Result<PowerOutcome, JobE
     // A node that lost its cache learns the server from the job.
     node.adopt(&placement, &wrapped_key);
     let stopped = match to {
-        Power::Stopped | Power::Restarted => node.stop_server(placement.incarnation).await?,
-        Power::Running => Stopped {
-            drained: false,
-            report: None,
-        },
+        Power::Stopped | Power::Restarted => Some(node.stop_server(placement.incarnation).await?),
+        Power::Running => None,
     };
     if to != Power::Stopped {
         node.start_server(&placement, &wrapped_key).await?;
     }
     Ok(PowerOutcome {
         minor_version,
-        drained: stopped.drained,
-        report: stopped.report,
+        drained: stopped.as_ref().is_some_and(Stopped::is_drained),
+        report: stopped.and_then(|stopped| stopped.report),
     })
 }

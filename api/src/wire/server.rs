@@ -301,6 +301,10 @@ pub struct ConnectionProperties {
     pub administrator_login: String,
     pub database: String,
     pub state: State,
+    /// What its node says is wrong with it; absent while all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub problem: Option<String>,
 }
 
 impl Connection {
@@ -327,6 +331,7 @@ impl Connection {
                 administrator_login: view.administrator_login,
                 database: "postgres".to_owned(),
                 state: state(view.server.state, around.version),
+                problem: view.problem,
             },
         }
     }

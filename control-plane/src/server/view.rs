@@ -33,6 +33,8 @@ pub struct ConnectionView {
     /// On the server's node itself.
     pub socket_dir: Option<PathBuf>,
     pub administrator_login: String,
+    /// What its node says is wrong with it.
+    pub problem: Option<String>,
 }
 
 impl ControlPlane {
@@ -99,7 +101,16 @@ impl ControlPlane {
             }
             .into());
         };
+        let problem = match view.server.incarnation {
+            Some(incarnation) => {
+                let mut conn = self.pool().acquire().await?;
+                store::incarnation::problem(&mut conn, view.server.subscription, incarnation)
+                    .await?
+            }
+            None => None,
+        };
         Ok(ConnectionView {
+            problem,
             host,
             port,
             socket_dir: view.socket_dir,

@@ -20,6 +20,7 @@ pub(crate) struct ServerFacts {
     pub last_failure: Option<DateTime<Utc>>,
     pub backup_bytes: u64,
     pub wal_bytes: u64,
+    pub has_problem: bool,
 }
 
 pub(crate) async fn subscriptions(conn: &mut PgConnection) -> Result<Vec<SubscriptionId>> {
@@ -54,15 +55,24 @@ pub(crate) async fn counts(conn: &mut PgConnection) -> Result<Counts> {
 pub(crate) async fn server_facts(
     conn: &mut PgConnection,
 ) -> Result<HashMap<ServerId, ServerFacts>> {
-    type Row = (Uuid, Option<DateTime<Utc>>, Option<DateTime<Utc>>, i64, i64);
+    type Row = (
+        Uuid,
+        Option<DateTime<Utc>>,
+        Option<DateTime<Utc>>,
+        i64,
+        i64,
+        bool,
+    );
     let rows: Vec<Row> = sqlx::query_as(
         // Sums of bigint are numeric; what is stored fits a bigint.
         "select s.id,
                 b.last_success,
                 b.last_failure,
                 coalesce(b.bytes, 0)::bigint,
-                coalesce(w.bytes, 0)::bigint
+                coalesce(w.bytes, 0)::bigint,
+                i.problem is not null
            from server s
+           left join incarnation i on i.subscription_id = s.subscription_id and i.id = s.incarnation_id
            left join lateral (
                 select max(completed_time) as last_success,
                        max(failed_at)      as last_failure,
@@ -81,12 +91,13 @@ pub(crate) async fn server_facts(
     Ok(rows
         .into_iter()
         .map(
-            |(id, last_success, last_failure, backup_bytes, wal_bytes)| {
+            |(id, last_success, last_failure, backup_bytes, wal_bytes, has_problem)| {
                 let facts = ServerFacts {
                     last_success,
                     last_failure,
                     backup_bytes: backup_bytes.unsigned_abs(),
                     wal_bytes: wal_bytes.unsigned_abs(),
+                    has_problem,
                 };
                 (ServerId(id), facts)
             },

@@ -63,6 +63,46 @@ pub(crate) async fn insert(
     Ok(())
 }
 
+/// What the server's own node says is wrong with it; writes only what changed.
+pub(crate) async fn observe(
+    conn: &mut PgConnection,
+    node: NodeId,
+    id: IncarnationId,
+    problem: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    sqlx::query(
+        "update incarnation i
+            set problem = $3, problem_since = case when $3 is not null then $4 end
+           from server s
+          where i.id = $2 and s.subscription_id = i.subscription_id and s.incarnation_id = i.id
+            and s.node_id = $1 and i.problem is distinct from $3",
+    )
+    .bind(node.0)
+    .bind(id.0)
+    .bind(problem)
+    .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What is wrong, as it was last observed.
+pub(crate) async fn problem(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    id: IncarnationId,
+) -> Result<Option<String>> {
+    let problem: Option<Option<String>> = sqlx::query_scalar(
+        "select problem from incarnation where subscription_id = $1 and id = $2",
+    )
+    .bind(subscription.0)
+    .bind(id.0)
+    .fetch_optional(conn)
+    .await?;
+    Ok(problem.flatten())
+}
+
 pub(crate) async fn get(
     conn: &mut PgConnection,
     subscription: SubscriptionId,

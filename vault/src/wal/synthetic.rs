@@ -1,6 +1,6 @@
 //! WAL made for tests: the pages and records PostgreSQL would write, without PostgreSQL.
 //!
-//! The walker's agreement with real WAL is tested in `agent/tests`; here the shapes that real servers
+//! The walker's agreement with real WAL is tested in `agent/src/stream/tests/waldump.rs`; here the shapes that real servers
 //! make once a year can be made at will.
 
 use chrono::{DateTime, Utc};
