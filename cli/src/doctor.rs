@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use holdfast_agent::config::first_closed_parent;
 use holdfast_agent::postgres::installation;
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{AccessFlags, User, access, geteuid};
+use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
 use crate::exit::Failure;
 use crate::output::say;
@@ -178,8 +178,11 @@ fn passage(path: &Path) -> Result<Finding> {
         .into_iter()
         .find_map(|name| User::from_name(name).ok().flatten());
     let can_enter = |dir: &Path| {
-        // What does not exist yet is made passable.
+        // What does not exist yet is made passable, and the directory itself is when it is ours.
         std::fs::metadata(dir).map_or(true, |found| {
+            if dir == path && Uid::from_raw(found.uid()) == geteuid() {
+                return true;
+            }
             let bit = match &user {
                 Some(user) if found.uid() == user.uid.as_raw() => 0o100,
                 Some(user) if found.gid() == user.gid.as_raw() => 0o010,
@@ -293,8 +296,9 @@ mod tests {
     #[tokio::test]
     async fn a_fresh_directory_on_this_machine_lacks_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).expect("ours");
-        let state = StateDir::choose(Some(dir.path().join("new"))).expect("absolute");
+        // As `mktemp -d` makes it.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).expect("ours");
+        let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("absolute");
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let findings = examine(&state, listen).await.expect("looked at");
         let missing: Vec<_> = findings
@@ -302,7 +306,8 @@ mod tests {
             .filter(|finding| finding.cure.is_some())
             .collect();
         assert!(missing.is_empty(), "{missing:#?}");
-        assert!(!state.path().exists(), "looking changes nothing");
+        let mode = std::fs::metadata(dir.path()).expect("there").mode() & 0o777;
+        assert_eq!(mode, 0o700, "looking changes nothing");
     }
 
     #[test]
