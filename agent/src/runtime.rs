@@ -19,6 +19,8 @@ use crate::{heartbeat, lease};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long the first hello waits for the servers. A long recovery delays it and hinders nothing.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long jobs and reports may take to end before the servers are stopped anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -49,6 +51,18 @@ impl Agent {
         let node = Node::open(config.clone(), clock.clone()).await?;
         let boot = BootId::new();
         node.restore_from_cache().await;
+        tokio::select! {
+            // What a crash left is recovered first, so that a node that says hello has servers that answer.
+            ready = tokio::time::timeout(READY_WITHIN, node.servers_ready()) => {
+                if ready.is_err() {
+                    tracing::warn!("a server is still starting; the node is up without it");
+                }
+            }
+            () = shutdown.cancelled() => {
+                node.shut_down().await;
+                return Ok(None);
+            }
+        }
         let gateway = tokio::select! {
             gateway = reach(&config, &clock, &node) => Arc::new(gateway?),
             () = shutdown.cancelled() => {

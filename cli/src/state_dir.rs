@@ -298,7 +298,11 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("ours");
         let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("there");
         state.create().expect("taken");
-        let mode = fs::metadata(dir.path()).expect("there").permissions().mode() & 0o777;
+        let mode = fs::metadata(dir.path())
+            .expect("there")
+            .permissions()
+            .mode()
+            & 0o777;
         let expected = if geteuid().is_root() { 0o711 } else { 0o700 };
         assert_eq!(mode, expected, "passable, and never listable");
     }

@@ -8,7 +8,7 @@
 
 mod executable;
 pub mod identity;
-pub mod metadata;
+mod metadata;
 mod nodes;
 pub mod service_users;
 pub mod token;
@@ -37,7 +37,7 @@ use uuid::Uuid;
 use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
-use crate::run_record::{self, RunRecord};
+use crate::run_record::{self, Phase, RunRecord};
 use crate::state_dir::{self, StateDir, passage, private_dir};
 use crate::tls::Certificate;
 
@@ -87,7 +87,7 @@ pub async fn run(
 ) -> Result<()> {
     options.check()?;
     let state = &state.create()?;
-    let Some(_lock) = run_record::lock(state)? else {
+    let Some(_lock) = run_record::lock(state).await? else {
         bail!(crate::exit::Failure::Conflict(format!(
             "a site already runs in {}",
             state.path().display()
@@ -114,7 +114,7 @@ pub async fn run(
         "https"
     };
     let url = format!("{scheme}://{}", api_listener.local_addr()?);
-    let record = RunRecord::of_this_process(url.clone(), false)?;
+    let record = RunRecord::of_this_process(url.clone(), Phase::Starting)?;
     state_dir::write_json(&state.run_file(), &record)?;
 
     let metadata = Metadata::start(state, &[], &run_dir, &users.metadata).await?;
@@ -203,7 +203,7 @@ pub async fn run(
     }
 
     let outcome = tokio::select! {
-        outcome = serve_until(&control_plane, state, record, places.len(), &shutdown, ready) => outcome,
+        outcome = serve_until(&control_plane, state, &record, places.len(), &shutdown, ready) => outcome,
         ended = services.join_next() => Err(match ended {
             Some(Ok(Ok(what))) => anyhow!("{what} ended by itself"),
             Some(Ok(Err(error))) => error,
@@ -213,6 +213,9 @@ pub async fn run(
     };
 
     tracing::info!("stopping");
+    if let Err(error) = announce(state, &record, Phase::Stopping) {
+        tracing::warn!(%error, "that the site stops could not be said");
+    }
     stop_api.cancel();
     stop_agents.cancel();
     all_ended("agents", &mut running_agents, AGENTS_STOP_WITHIN).await;
@@ -234,7 +237,7 @@ pub async fn run(
 async fn serve_until(
     control_plane: &ControlPlane,
     state: &StateDir,
-    record: RunRecord,
+    record: &RunRecord,
     agents: usize,
     shutdown: &CancellationToken,
     ready: impl FnOnce(&RunRecord),
@@ -250,14 +253,19 @@ async fn serve_until(
             state.log_file().display()
         ))
     })??;
-    let record = RunRecord {
-        ready: true,
-        ..record
-    };
-    state_dir::write_json(&state.run_file(), &record)?;
-    ready(&record);
+    ready(&announce(state, record, Phase::Ready)?);
     shutdown.cancelled().await;
     Ok(())
+}
+
+/// Other commands read how far the site is.
+fn announce(state: &StateDir, record: &RunRecord, phase: Phase) -> Result<RunRecord> {
+    let record = RunRecord {
+        phase,
+        ..record.clone()
+    };
+    state_dir::write_json(&state.run_file(), &record)?;
+    Ok(record)
 }
 
 /// The API asks no more of itself than this before it says that it is ready; agents are Up from their
