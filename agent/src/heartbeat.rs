@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::Gateway;
-use crate::error::{Result, chain};
+use crate::error::{Error, Result, chain};
 use crate::node::Node;
 
 const HELLO_EVERY: Duration = Duration::from_secs(30);
+/// A file in the state directory, written anew after each answered hello.
+const ALIVE: &str = "alive";
 const NEWS_EVERY: Duration = Duration::from_secs(1);
 /// A stream without news says so this often: how old the recovery point is counts from it.
 const QUIET_EVERY: Duration = Duration::from_secs(15);
@@ -40,6 +42,10 @@ pub async fn hello(node: &Node, gateway: &Gateway, boot: BootId) -> Result<(Vec<
             servers: node.observations(),
         })
         .await?;
+    // For whoever watches this process from outside: the scheduler heard it at that time.
+    let alive = node.state_dir().join(ALIVE);
+    std::fs::write(&alive, format!("{}\n", node.clock().now()))
+        .map_err(Error::file("write", &alive))?;
     Ok((answer.servers, asked))
 }
 
