@@ -27,18 +27,22 @@ const REPORTS_PER_CALL: usize = 64;
 
 /// One hello: says what there is. The answer is what should be running, and the moment of the question.
 pub async fn hello(node: &Node, gateway: &Gateway, boot: BootId) -> Result<(Vec<Assignment>, u64)> {
-    gateway.renew_if_due().await.unwrap_or_else(|error| {
-        // A third of the certificate's life is left to try again.
-        tracing::error!(
-            error = chain(&error),
-            "could not renew the node's certificate"
-        );
-    });
+    let inventory = node.inventory()?;
+    gateway
+        .renew_if_due(&inventory)
+        .await
+        .unwrap_or_else(|error| {
+            // A third of the certificate's life is left to try again.
+            tracing::error!(
+                error = chain(&error),
+                "could not renew the node's certificate"
+            );
+        });
     let asked = node.moment();
     let answer = gateway
         .hello(&HelloRequest {
             boot,
-            inventory: node.inventory()?,
+            inventory,
             servers: node.observations(),
         })
         .await?;

@@ -45,7 +45,7 @@ pub async fn run(state: &StateDir) -> Result<()> {
 /// caller holds the site's lock.
 pub async fn end_leftovers(state: &StateDir) -> Result<usize> {
     let mut data_dirs = data_dirs(state)?;
-    data_dirs.push(state.metadata_dir().join("data"));
+    data_dirs.push(state.metadata_data_dir());
     let mut ended = 0;
     for data_dir in data_dirs {
         ended += usize::from(!occupancy::holders(&data_dir).await?.is_empty());
@@ -56,7 +56,7 @@ pub async fn end_leftovers(state: &StateDir) -> Result<usize> {
 }
 
 /// `nodes/{node}/servers/{incarnation}/data`, and those that were never finished.
-fn data_dirs(state: &StateDir) -> Result<Vec<PathBuf>> {
+pub(crate) fn data_dirs(state: &StateDir) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for node in entries(&state.nodes_dir())? {
         for server in entries(&node.join("servers"))? {

@@ -120,6 +120,11 @@ impl StateDir {
     }
 
     #[must_use]
+    pub fn metadata_data_dir(&self) -> PathBuf {
+        self.metadata_dir().join("data")
+    }
+
+    #[must_use]
     pub fn nodes_dir(&self) -> PathBuf {
         self.0.join("nodes")
     }
@@ -171,15 +176,9 @@ impl StateDir {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let base = if geteuid().is_root() {
-            PathBuf::from("/run")
-        } else {
-            std::env::var_os("XDG_RUNTIME_DIR")
-                .map(PathBuf::from)
-                .filter(|dir| dir.is_absolute() && dir.as_os_str().len() < 40 && dir.is_dir())
-                .unwrap_or_else(|| PathBuf::from("/tmp"))
-        };
-        base.join(format!("holdfast-{name}"))
+        // Not $XDG_RUNTIME_DIR: it goes when its user logs out, and the site stays.
+        let base = if geteuid().is_root() { "/run" } else { "/tmp" };
+        Path::new(base).join(format!("holdfast-{name}"))
     }
 
     /// Makes [`Self::run_dir`]. In a directory that everybody may write to, somebody else may have

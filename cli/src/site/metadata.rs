@@ -44,7 +44,7 @@ impl Metadata {
     ) -> Result<Self> {
         let home = state.metadata_dir();
         passage(&home)?;
-        let data_dir = home.join("data");
+        let data_dir = state.metadata_data_dir();
         let installed = installation::discover(pg_bin).await;
         let installation = match major_of(&data_dir)? {
             Some(major) => installation::of(&installed, major).with_context(|| {
@@ -252,7 +252,7 @@ mod tests {
         pool.acquire().await.expect("answers");
         pool.close().await;
         second.stop().await;
-        let data = state.metadata_dir().join("data");
+        let data = state.metadata_data_dir();
         assert!(occupancy::holders(&data).await.expect("asked").is_empty());
         assert!(!data.join("postmaster.pid").exists());
     }

@@ -14,7 +14,6 @@ pub mod service_users;
 pub mod token;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -37,6 +36,7 @@ use uuid::Uuid;
 use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
+use crate::join_tokens::{self, Joiner};
 use crate::run_record::{self, Phase, RunRecord};
 use crate::state_dir::{self, StateDir, passage, private_dir};
 use crate::tls::Certificate;
@@ -51,9 +51,6 @@ const AGENTS_STOP_WITHIN: Duration = Duration::from_secs(90);
 const SERVICES_STOP_WITHIN: Duration = Duration::from_secs(20);
 /// An agent that could not start tries again; the other ones are not concerned.
 const AGENT_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// Long enough for a slow start, short enough to be worthless afterwards.
-const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::minutes(30);
-
 /// A third of a server certificate's life.
 const CERTIFICATE_RENEWED_AFTER: TimeDelta = TimeDelta::days(30);
 
@@ -134,7 +131,7 @@ pub async fn run(
         service_user: users.servers.name(),
         ports: &ports,
     };
-    let agents = admit(&control_plane, &setting, &places).await?;
+    let (agents, joiners) = admit(&control_plane, &setting, &places).await?;
 
     // Three tokens, because they stop in this order: no new requests; agents, which report to the
     // scheduler until they are gone; the scheduler.
@@ -195,6 +192,13 @@ pub async fn run(
                 .await
                 .context("the scheduler ended")?;
             Ok("the scheduler")
+        }
+    });
+    tokio::spawn({
+        let (control_plane, stop) = (control_plane.clone(), stop_agents.clone());
+        async move {
+            let issuing = join_tokens::keep_issuing(control_plane, joiners);
+            stop.run_until_cancelled(issuing).await;
         }
     });
     let mut running_agents: JoinSet<()> = JoinSet::new();
@@ -343,34 +347,27 @@ async fn furnish(
     Ok(())
 }
 
-/// Gives every agent a token to join with. An agent that has a certificate does not look at it; one
-/// whose certificate ran out while the site was down does.
+/// The agents' directories, and a token for each to join with.
 async fn admit(
     control_plane: &ControlPlane,
     setting: &AgentSetting<'_>,
     places: &[Place],
-) -> Result<Vec<AgentConfig>> {
-    let mut agents = Vec::with_capacity(places.len());
+) -> Result<(Vec<AgentConfig>, Vec<Joiner>)> {
+    let (mut agents, mut joiners) = (Vec::new(), Vec::new());
     for (nth, place) in (0..).zip(places) {
         passage(&setting.node_dir(place))?;
-        let token = control_plane
-            .issue_join_token(
-                &place.node_name(),
-                &place.region,
-                place.zone.as_deref(),
-                JOIN_TOKEN_LIFE,
-            )
-            .await?;
-        write_secret(&setting.join_token_file(place), &token)?;
         let config = setting.config(nth, place);
         config.check()?;
         agents.push(config);
+        joiners.push(Joiner {
+            name: place.node_name(),
+            region: place.region.clone(),
+            zone: place.zone.clone(),
+            file: setting.join_token_file(place),
+        });
     }
-    Ok(agents)
-}
-
-fn write_secret(path: &Path, secret: &str) -> Result<()> {
-    state_dir::replace(path, format!("{secret}\n").as_bytes(), 0o600)
+    join_tokens::issue(control_plane, &joiners).await?;
+    Ok((agents, joiners))
 }
 
 async fn keep_agent(config: AgentConfig, stop: CancellationToken) {
