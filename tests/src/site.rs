@@ -376,7 +376,9 @@ impl Drop for Site {
     reason = "this is the place that makes a site's clients"
 )]
 fn client(authority: Option<reqwest::Certificate>) -> Result<reqwest::Client> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(60));
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(60))
+        .no_proxy();
     Ok(client.tls_certs_only(authority).build()?)
 }
 
