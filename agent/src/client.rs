@@ -100,9 +100,17 @@ impl Gateway {
             .clone()
     }
 
-    /// Renews the certificate when two thirds of its life are over. Cheap when they are not.
-    pub async fn renew_if_due(&self) -> Result<()> {
-        if !self.current().credentials.renewal_is_due(self.clock.now()) {
+    /// Renews the certificate when two thirds of its life are over. Cheap when they are not. One that ran
+    /// out, because the machine slept or the scheduler was away, proves nothing any more: the node joins.
+    pub async fn renew_if_due(&self, inventory: &NodeInventory) -> Result<()> {
+        let now = self.clock.now();
+        let credentials = self.current().credentials;
+        if credentials.expired(now) {
+            let inventory = inventory.clone();
+            let joined = join(&self.config, &self.authority, &self.clock, inventory).await?;
+            return self.take(joined);
+        }
+        if !credentials.renewal_is_due(now) {
             return Ok(());
         }
         let request = Request::new(&self.config.name)?;
@@ -112,8 +120,12 @@ impl Gateway {
         let answer: JoinResponse = self.call("renew-certificate", &body, CALL_WITHIN).await?;
         let credentials = request.answered(answer, self.clock.now());
         credentials.save(&self.config.state_dir)?;
-        let http = http_client(&self.authority, Some(&credentials))?;
         tracing::info!(node.id = %credentials.node, expires = %credentials.expires, "renewed the node's certificate");
+        self.take(credentials)
+    }
+
+    fn take(&self, credentials: Credentials) -> Result<()> {
+        let http = http_client(&self.authority, Some(&credentials))?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) =
             Current { credentials, http };
         Ok(())

@@ -13,10 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::Gateway;
-use crate::error::{Result, chain};
+use crate::error::{Error, Result, chain};
 use crate::node::Node;
 
 const HELLO_EVERY: Duration = Duration::from_secs(30);
+/// A file in the state directory, written anew after each answered hello.
+const ALIVE: &str = "alive";
 const NEWS_EVERY: Duration = Duration::from_secs(1);
 /// A stream without news says so this often: how old the recovery point is counts from it.
 const QUIET_EVERY: Duration = Duration::from_secs(15);
@@ -25,21 +27,29 @@ const REPORTS_PER_CALL: usize = 64;
 
 /// One hello: says what there is. The answer is what should be running, and the moment of the question.
 pub async fn hello(node: &Node, gateway: &Gateway, boot: BootId) -> Result<(Vec<Assignment>, u64)> {
-    gateway.renew_if_due().await.unwrap_or_else(|error| {
-        // A third of the certificate's life is left to try again.
-        tracing::error!(
-            error = chain(&error),
-            "could not renew the node's certificate"
-        );
-    });
+    let inventory = node.inventory()?;
+    gateway
+        .renew_if_due(&inventory)
+        .await
+        .unwrap_or_else(|error| {
+            // A third of the certificate's life is left to try again.
+            tracing::error!(
+                error = chain(&error),
+                "could not renew the node's certificate"
+            );
+        });
     let asked = node.moment();
     let answer = gateway
         .hello(&HelloRequest {
             boot,
-            inventory: node.inventory()?,
+            inventory,
             servers: node.observations(),
         })
         .await?;
+    // For whoever watches this process from outside: the scheduler heard it at that time.
+    let alive = node.state_dir().join(ALIVE);
+    std::fs::write(&alive, format!("{}\n", node.clock().now()))
+        .map_err(Error::file("write", &alive))?;
     Ok((answer.servers, asked))
 }
 

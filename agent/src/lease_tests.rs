@@ -127,12 +127,14 @@ fn renewed(call: Call) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_joins_once_and_renews_its_certificate_at_two_thirds() {
+async fn a_node_renews_its_certificate_at_two_thirds_and_joins_again_when_it_ran_out() {
     let test = TestNode::open().await;
     let mut gateway = TestGateway::open(test.root.path()).await;
     let (clock, hand) = Clock::manual(Clock::system().now());
     let client = joined(&mut gateway, &test, clock).await;
-    client.renew_if_due().await.expect("nothing is due");
+    let inventory = test.node.inventory().expect("looked");
+    let renew = || client.renew_if_due(&inventory);
+    renew().await.expect("nothing is due");
     hand.advance(TimeDelta::hours(17));
     let play = async {
         let call = gateway.expect("renew-certificate").await;
@@ -152,15 +154,33 @@ async fn a_node_joins_once_and_renews_its_certificate_at_two_thirds() {
         });
     };
     let ask = async {
-        client.renew_if_due().await.expect("renewed");
+        renew().await.expect("renewed");
         let request = HelloRequest {
             boot: BootId::new(),
-            inventory: test.node.inventory().expect("looked"),
+            inventory: inventory.clone(),
             servers: Vec::new(),
         };
         client.hello(&request).await.expect("answered");
     };
     tokio::join!(play, ask);
+
+    // The machine slept for a day.
+    hand.advance(TimeDelta::hours(25));
+    std::fs::write(test.root.path().join("token"), "again\n").expect("written");
+    let play = async {
+        let call = gateway.expect("join").await;
+        assert!(!call.certified);
+        let request: JoinRequest = call.body();
+        assert_eq!(request.token, "again");
+        call.answer(&JoinResponse {
+            node: client.node(),
+            certificate: gateway.sign(&request.certificate_request),
+            expires: hand.now() + TimeDelta::hours(24),
+        });
+    };
+    let (joined, ()) = tokio::join!(renew(), play);
+    joined.expect("joined");
+    renew().await.expect("nothing is due");
     test.end().await;
 }
 

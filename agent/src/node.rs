@@ -287,6 +287,12 @@ impl Node {
         self.reconcile(cached, asked).await;
     }
 
+    /// Waits until every server that is meant to run takes connections, or said why it does not.
+    pub async fn servers_ready(&self) {
+        let servers = self.servers();
+        futures::future::join_all(servers.iter().map(ServerHandle::ready)).await;
+    }
+
     /// Makes the servers what the control plane said when it was asked at `asked`. What a job has
     /// touched since is left alone: the answer may be older than the job.
     pub async fn reconcile(&self, wanted: Vec<Assignment>, asked: u64) {

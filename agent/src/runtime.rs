@@ -19,6 +19,8 @@ use crate::{heartbeat, lease};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long the first hello waits for the servers. A long recovery delays it and hinders nothing.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long jobs and reports may take to end before the servers are stopped anyway.
 const LEAVE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -49,6 +51,18 @@ impl Agent {
         let node = Node::open(config.clone(), clock.clone()).await?;
         let boot = BootId::new();
         node.restore_from_cache().await;
+        tokio::select! {
+            // What a crash left is recovered first, so that a node that says hello has servers that answer.
+            ready = tokio::time::timeout(READY_WITHIN, node.servers_ready()) => {
+                if ready.is_err() {
+                    tracing::warn!("a server is still starting; the node is up without it");
+                }
+            }
+            () = shutdown.cancelled() => {
+                node.shut_down().await;
+                return Ok(None);
+            }
+        }
         let gateway = tokio::select! {
             gateway = reach(&config, &clock, &node) => Arc::new(gateway?),
             () = shutdown.cancelled() => {
@@ -141,22 +155,69 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<()>
     Ok(())
 }
 
-/// Joins, or finds the certificate of an earlier life. A scheduler that is not there yet is waited for;
-/// one that says no is not.
+/// Joins, or finds the certificate of an earlier life. A scheduler that is not there yet, or refuses the
+/// token, is asked again: the file gets another token, and the servers run meanwhile. Only what is
+/// wrong with this node itself ends it.
 async fn reach(config: &AgentConfig, clock: &Clock, node: &Node) -> Result<Gateway> {
     let mut pause = FIRST_PAUSE;
     loop {
         match Gateway::connect(config, clock.clone(), node.inventory()?).await {
             Ok(gateway) => return Ok(gateway),
-            Err(error @ Error::Gateway { .. }) => {
-                tracing::warn!(error = chain(&error), "the scheduler cannot be reached yet");
+            Err(error @ (Error::Configuration(_) | Error::Certificate(_))) => return Err(error),
+            Err(error @ Error::Refused { status: ..500, .. }) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "the scheduler does not take this node in; trying again"
+                );
             }
-            Err(error @ Error::Refused { status: 500.., .. }) => {
-                tracing::warn!(error = chain(&error), "the scheduler is not ready yet");
+            Err(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the scheduler cannot be reached yet; trying again"
+                );
             }
-            Err(error) => return Err(error),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_domain::job::{JoinRequest, JoinResponse};
+
+    use super::*;
+    use crate::gateway_fixture::TestGateway;
+    use crate::node_fixture::{self, TestNode};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_whose_token_is_spent_waits_for_another() {
+        let test = TestNode::open().await;
+        let mut gateway = TestGateway::open(test.root.path()).await;
+        let token_file = test.root.path().join("token");
+        let mut config = node_fixture::config(test.root.path());
+        config.gateway = gateway.url.parse().expect("a URL");
+        config.ca_file = gateway.ca_file.clone();
+        config.join_token_file = Some(token_file.clone());
+        std::fs::write(&token_file, "spent\n").expect("written");
+        let id = NodeId::new();
+        let play = async {
+            let call = gateway.expect("join").await;
+            assert_eq!(call.body::<JoinRequest>().token, "spent");
+            std::fs::write(&token_file, "fresh\n").expect("written");
+            call.refuse(403, "JoinRefused");
+            let call = gateway.expect("join").await;
+            let request: JoinRequest = call.body();
+            assert_eq!(request.token, "fresh");
+            call.answer(&JoinResponse {
+                node: id,
+                certificate: gateway.sign(&request.certificate_request),
+                expires: Clock::system().now() + chrono::TimeDelta::hours(24),
+            });
+        };
+        let clock = Clock::system();
+        let (reached, ()) = tokio::join!(reach(&config, &clock, &test.node), play);
+        assert_eq!(reached.expect("joined").node(), id);
+        test.end().await;
     }
 }

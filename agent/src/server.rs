@@ -310,6 +310,16 @@ impl ServerHandle {
             .map_err(|_| Error::NotStreaming)
     }
 
+    /// Waits until a server that is meant to run takes connections or has failed a few times; its
+    /// supervisor goes on in either case.
+    pub(crate) async fn ready(&self) {
+        if let Some(running) = self.running()
+            && let Err(error) = running.instance.ready().await
+        {
+            tracing::warn!(server.incarnation = %self.incarnation(), error = chain(&error), "a server does not start");
+        }
+    }
+
     /// Stops the server and brings the rest of its WAL to the store, as far as the store takes it.
     pub(crate) async fn stop(&self) -> Result<Stopped> {
         let _turn = self.0.turn.lock().await;

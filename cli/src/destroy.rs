@@ -6,11 +6,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use holdfast_agent::postgres::occupancy;
 
 use crate::exit::Failure;
 use crate::output::say;
-use crate::site::metadata;
 use crate::state_dir::StateDir;
 use crate::{down, run_record};
 
@@ -34,14 +32,10 @@ pub async fn run(state: &StateDir, yes: bool) -> Result<()> {
         ))
     );
     down::stop(state).await?;
-    let Some(_lock) = run_record::lock(state)? else {
+    let Some(_lock) = run_record::lock(state).await? else {
         bail!(Failure::Conflict("a site was started meanwhile".into()));
     };
-    // A site that was killed leaves its postmasters running.
-    metadata::evict(state).await?;
-    for data_dir in data_dirs(state)? {
-        occupancy::evict(&data_dir).await?;
-    }
+    down::end_leftovers(state).await?;
     for path in state.contents() {
         remove(&path)?;
     }
@@ -59,30 +53,6 @@ pub async fn run(state: &StateDir, yes: bool) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `nodes/{node}/servers/{incarnation}/data`, and those that were never finished.
-fn data_dirs(state: &StateDir) -> Result<Vec<std::path::PathBuf>> {
-    let mut found = Vec::new();
-    for node in entries(&state.nodes_dir())? {
-        for server in entries(&node.join("servers"))? {
-            found.push(server.join("data"));
-        }
-    }
-    Ok(found)
-}
-
-fn entries(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    match fs::read_dir(dir) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        listed => listed
-            .and_then(|entries| {
-                entries
-                    .map(|entry| entry.map(|entry| entry.path()))
-                    .collect()
-            })
-            .with_context(|| format!("{} cannot be listed", dir.display())),
-    }
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -2,27 +2,25 @@
 //!
 //! `up` asks the same questions before it starts anything and prints only what is wrong.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use holdfast_agent::config::first_closed_parent;
-use holdfast_agent::postgres::installation;
+use holdfast_agent::postgres::installation::{self, Installation};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{AccessFlags, User, access, geteuid};
+use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
 use crate::exit::Failure;
 use crate::output::say;
-use crate::run_record;
 use crate::site::service_users;
 use crate::state_dir::StateDir;
+use crate::{down, run_record};
 
 /// A metadata store, a small server and its first backup.
 const NEEDED_BYTES: u64 = 2 << 30;
-/// `/run/holdfast-1a2b3c4d/southcentralus/{a UUID}/.s.PGSQL.65535` without its beginning.
-const SOCKET_TAIL_BYTES: usize = "/southcentralus/".len() + 36 + "/.s.PGSQL.65535".len();
-const SOCKET_PATH_MAX: usize = 107;
 
 /// One prerequisite, looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +52,8 @@ impl Finding {
 
 /// Prints everything and fails when something is missing.
 pub async fn run(state: &StateDir, listen: SocketAddr) -> Result<()> {
-    let findings = examine(state, listen).await?;
+    let mut findings = examine(state, listen).await?;
+    findings.push(servers(state, &installation::discover(&[]).await)?);
     for finding in &findings {
         match &finding.cure {
             None => say(format!("ok       {}: {}", finding.what, finding.found)),
@@ -90,14 +89,15 @@ pub async fn require(state: &StateDir, listen: SocketAddr) -> Result<()> {
 }
 
 async fn examine(state: &StateDir, listen: SocketAddr) -> Result<Vec<Finding>> {
+    let found = installation::discover(&[]).await;
     let mut findings = vec![
-        programs().await,
+        programs(state, &found),
         service_user()?,
         directory(state.path()),
         passage(state.path())?,
         executables(state.path()),
         sockets(state),
-        disk(state.path()),
+        disk(state),
     ];
     if run_record::is_running(state).unwrap_or(false) {
         findings.push(Finding::fine("port", "the site runs already"));
@@ -107,9 +107,8 @@ async fn examine(state: &StateDir, listen: SocketAddr) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-async fn programs() -> Finding {
+fn programs(state: &StateDir, found: &BTreeMap<u16, Installation>) -> Finding {
     let what = "PostgreSQL server binaries";
-    let found = installation::discover(&[]).await;
     if found.is_empty() {
         return Finding::missing(
             what,
@@ -117,11 +116,60 @@ async fn programs() -> Finding {
             "apt-get install postgresql, or set HOLDFAST_PG_BIN to a directory with postgres and initdb",
         );
     }
+    // A metadata store is of the newest major that was there at the first start.
+    let metadata = state.metadata_data_dir();
+    if let Some(major) = major_of(&metadata).filter(|major| !found.contains_key(major)) {
+        return gone(what, &metadata, major);
+    }
+    for one in found.values() {
+        if let Some(closed) = first_closed_parent(&one.bin_dir, service_can_enter) {
+            return Finding::missing(
+                what,
+                format!(
+                    "the user that runs PostgreSQL cannot reach {}: {} is closed to it",
+                    one.bin_dir.display(),
+                    closed.display()
+                ),
+                format!(
+                    "chmod o+x '{}', or have it elsewhere and set HOLDFAST_PG_BIN",
+                    closed.display()
+                ),
+            );
+        }
+    }
     let list: Vec<String> = found
         .values()
         .map(|one| format!("{} in {}", one.minor, one.bin_dir.display()))
         .collect();
     Finding::fine(what, list.join(", "))
+}
+
+/// Whether every server's major is still there. One that is not keeps that server down and no other.
+fn servers(state: &StateDir, found: &BTreeMap<u16, Installation>) -> Result<Finding> {
+    let what = "PostgreSQL of each server";
+    for data_dir in down::data_dirs(state)? {
+        if let Some(major) = major_of(&data_dir).filter(|major| !found.contains_key(major)) {
+            return Ok(gone(what, &data_dir, major));
+        }
+    }
+    Ok(Finding::fine(what, "there"))
+}
+
+fn gone(what: &'static str, data_dir: &Path, major: u16) -> Finding {
+    Finding::missing(
+        what,
+        format!(
+            "{} needs PostgreSQL {major}, which is not here any more",
+            data_dir.display()
+        ),
+        format!("apt-get install postgresql-{major}, or set HOLDFAST_PG_BIN to where it is"),
+    )
+}
+
+/// The major of a cluster, where there is one.
+fn major_of(data_dir: &Path) -> Option<u16> {
+    let text = std::fs::read_to_string(data_dir.join("PG_VERSION")).ok()?;
+    text.trim().parse().ok()
 }
 
 fn service_user() -> Result<Finding> {
@@ -167,27 +215,34 @@ fn directory(path: &Path) -> Finding {
     }
 }
 
+/// Whether the user that runs PostgreSQL may pass through a directory, by its mode bits. What does not
+/// exist yet is made passable; before the first start there may be no such user yet, and it is anybody.
+fn service_can_enter(dir: &Path) -> bool {
+    if !geteuid().is_root() {
+        return true;
+    }
+    let user = [service_users::SERVERS, service_users::METADATA]
+        .into_iter()
+        .find_map(|name| User::from_name(name).ok().flatten());
+    std::fs::metadata(dir).map_or(true, |found| {
+        let bit = match &user {
+            Some(user) if found.uid() == user.uid.as_raw() => 0o100,
+            Some(user) if found.gid() == user.gid.as_raw() => 0o010,
+            _ => 0o001,
+        };
+        found.mode() & bit != 0
+    })
+}
+
 /// The service user must be able to pass through every parent: its data directories lie below.
 fn passage(path: &Path) -> Result<Finding> {
     let what = "the way to the state directory";
     if !geteuid().is_root() {
         return Ok(Finding::fine(what, "yours"));
     }
-    // Before the first start there may be no such user yet; then it is anybody.
-    let user = [service_users::SERVERS, service_users::METADATA]
-        .into_iter()
-        .find_map(|name| User::from_name(name).ok().flatten());
-    let can_enter = |dir: &Path| {
-        // What does not exist yet is made passable.
-        std::fs::metadata(dir).map_or(true, |found| {
-            let bit = match &user {
-                Some(user) if found.uid() == user.uid.as_raw() => 0o100,
-                Some(user) if found.gid() == user.gid.as_raw() => 0o010,
-                _ => 0o001,
-            };
-            found.mode() & bit != 0
-        })
-    };
+    // The directory itself is opened by `up` when it is ours.
+    let ours = std::fs::metadata(path).is_ok_and(|found| Uid::from_raw(found.uid()) == geteuid());
+    let can_enter = |dir: &Path| (dir == path && ours) || service_can_enter(dir);
     Ok(match first_closed_parent(path, can_enter) {
         None => Finding::fine(what, "open to the service user"),
         Some(closed) => Finding::missing(
@@ -224,36 +279,26 @@ fn executables(path: &Path) -> Finding {
 fn sockets(state: &StateDir) -> Finding {
     let what = "Unix sockets";
     let dir = state.run_dir();
-    let longest = dir.as_os_str().len() + SOCKET_TAIL_BYTES;
-    if longest > SOCKET_PATH_MAX {
-        return Finding::missing(
-            what,
-            format!(
-                "paths below {} reach {longest} of {SOCKET_PATH_MAX} bytes",
-                dir.display()
-            ),
-            "unset XDG_RUNTIME_DIR, or point it to a shorter path",
-        );
-    }
     let parent = nearest(&dir);
     match access(&parent, AccessFlags::W_OK | AccessFlags::X_OK) {
         Ok(()) => Finding::fine(what, format!("in {}", dir.display())),
         Err(_) => Finding::missing(
             what,
             format!("you may not write to {}", parent.display()),
-            "set XDG_RUNTIME_DIR to a directory of yours",
+            format!("give yourself the right to write to {}", parent.display()),
         ),
     }
 }
 
-fn disk(path: &Path) -> Finding {
+fn disk(state: &StateDir) -> Finding {
     let what = "free disk";
-    match statvfs(&nearest(path)) {
+    match statvfs(&nearest(state.path())) {
         Err(errno) => Finding::missing(what, errno.to_string(), "choose another with --state-dir"),
         Ok(fs) => {
             let free = fs.blocks_available().saturating_mul(fs.fragment_size());
             let found = format!("{:.1} GiB", free as f64 / f64::from(1 << 30));
-            match free >= NEEDED_BYTES {
+            // A site that is there is started on a full disk, too: how else would anybody make room?
+            match free >= NEEDED_BYTES || state.site_file().exists() {
                 true => Finding::fine(what, found),
                 false => Finding::missing(
                     what,
@@ -293,8 +338,9 @@ mod tests {
     #[tokio::test]
     async fn a_fresh_directory_on_this_machine_lacks_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).expect("ours");
-        let state = StateDir::choose(Some(dir.path().join("new"))).expect("absolute");
+        // As `mktemp -d` makes it.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).expect("ours");
+        let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("absolute");
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let findings = examine(&state, listen).await.expect("looked at");
         let missing: Vec<_> = findings
@@ -302,7 +348,52 @@ mod tests {
             .filter(|finding| finding.cure.is_some())
             .collect();
         assert!(missing.is_empty(), "{missing:#?}");
-        assert!(!state.path().exists(), "looking changes nothing");
+        let mode = std::fs::metadata(dir.path()).expect("there").mode() & 0o777;
+        assert_eq!(mode, 0o700, "looking changes nothing");
+    }
+
+    #[tokio::test]
+    async fn a_major_that_is_gone_is_named_with_what_needs_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("absolute");
+        let found = installation::discover(&[]).await;
+        let server = state.nodes_dir().join("eastus2-1/servers/x/data");
+        let metadata = state.metadata_data_dir();
+        for data_dir in [&server, &metadata] {
+            std::fs::create_dir_all(data_dir).expect("made");
+            std::fs::write(data_dir.join("PG_VERSION"), "12\n").expect("written");
+        }
+        let findings = [
+            (servers(&state, &found).expect("looked"), &server),
+            (programs(&state, &found), &metadata),
+        ];
+        for (finding, data_dir) in findings {
+            assert!(
+                finding.found.starts_with(&data_dir.display().to_string()),
+                "{finding:?}"
+            );
+            let cure = finding.cure.expect("it is missing");
+            assert!(cure.contains("postgresql-12"), "{cure}");
+        }
+    }
+
+    #[test]
+    fn programs_that_the_service_user_cannot_reach_are_named() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).expect("ours");
+        let state = StateDir::choose(Some(dir.path().join("s"))).expect("absolute");
+        let installation = Installation {
+            major: 15,
+            minor: "15.1".to_owned(),
+            bin_dir: dir.path().join("bin"),
+        };
+        let found = BTreeMap::from([(15, installation)]);
+        let finding = programs(&state, &found);
+        let cure = finding.cure.expect("something is wrong");
+        assert!(cure.contains(&dir.path().display().to_string()), "{cure}");
     }
 
     #[test]

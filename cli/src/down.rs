@@ -1,9 +1,13 @@
 //! `holdfast down`: a clean stop. Servers make their last WAL durable, and what they were doing is
 //! there again at the next `up`.
 
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use holdfast_agent::postgres::occupancy;
 use nix::sys::signal::Signal;
 
 use crate::exit::Failure;
@@ -15,15 +19,64 @@ use crate::state_dir::StateDir;
 const WITHIN: Duration = Duration::from_secs(240);
 
 pub async fn run(state: &StateDir) -> Result<()> {
+    let kept = format!("Everything is kept in {}.", state.path().display());
     if stop(state).await? {
-        say(format!(
-            "Stopped. Everything is kept in {}.",
-            state.path().display()
-        ));
-    } else {
-        say(format!("No site runs in {}.", state.path().display()));
+        say(format!("Stopped. {kept}"));
+        return Ok(());
+    }
+    let nothing = format!("No site runs in {}.", state.path().display());
+    if !state.lock_file().exists() {
+        say(nothing);
+        return Ok(());
+    }
+    let Some(_lock) = run_record::lock(state).await? else {
+        bail!(Failure::Conflict("a site was started meanwhile".into()));
+    };
+    match end_leftovers(state).await? {
+        0 => say(nothing),
+        ended => say(format!(
+            "The site had crashed and left PostgreSQL running; {ended} stopped. {kept}"
+        )),
     }
     Ok(())
+}
+
+/// A site that was killed leaves its postmasters running: ends them, and says how many there were. The
+/// caller holds the site's lock.
+pub async fn end_leftovers(state: &StateDir) -> Result<usize> {
+    let mut data_dirs = data_dirs(state)?;
+    data_dirs.push(state.metadata_data_dir());
+    let mut ended = 0;
+    for data_dir in data_dirs {
+        ended += usize::from(!occupancy::holders(&data_dir).await?.is_empty());
+        // Also when nobody is there: a pid file that a crash left goes.
+        occupancy::evict(&data_dir).await?;
+    }
+    Ok(ended)
+}
+
+/// `nodes/{node}/servers/{incarnation}/data`, and those that were never finished.
+pub(crate) fn data_dirs(state: &StateDir) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for node in entries(&state.nodes_dir())? {
+        for server in entries(&node.join("servers"))? {
+            found.push(server.join("data"));
+        }
+    }
+    Ok(found)
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed
+            .and_then(|entries| {
+                entries
+                    .map(|entry| entry.map(|entry| entry.path()))
+                    .collect()
+            })
+            .with_context(|| format!("{} cannot be listed", dir.display())),
+    }
 }
 
 /// Stops the site and waits until it has ended. Answers with whether it ran.

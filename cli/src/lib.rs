@@ -10,6 +10,7 @@ pub mod destroy;
 pub mod doctor;
 pub mod down;
 pub mod exit;
+mod join_tokens;
 pub mod output;
 pub mod run_record;
 pub mod serve;

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use chrono::TimeDelta;
 use holdfast_api::ApiConfig;
 use holdfast_api::auth::AuthConfig;
 use holdfast_control_plane::{Clock, ControlPlane, Policy};
@@ -19,10 +18,7 @@ use crate::config::{self, ApiFile, Config, SchedulerFile};
 use crate::exit::Failure;
 use crate::tls::{Certificate, Files};
 use crate::up::until_signalled;
-use crate::{state_dir, telemetry};
-
-/// An installation is started by hand, part after part.
-const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::hours(1);
+use crate::{join_tokens, state_dir, telemetry};
 
 fn wrong_kind(file: &Path, config: &Config, wanted: &str) -> anyhow::Error {
     let what = format!(
@@ -128,6 +124,8 @@ async fn serve_scheduler(config: &SchedulerFile) -> Result<()> {
         )?;
     }
     furnish(&control_plane, config).await?;
+    let joiners = config.joiners();
+    join_tokens::issue(&control_plane, &joiners).await?;
     let listener = TcpListener::bind(config.scheduler.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", config.scheduler.listen))?;
@@ -135,11 +133,12 @@ async fn serve_scheduler(config: &SchedulerFile) -> Result<()> {
     let settings = SchedulerConfig {
         gateway_names: config.scheduler.names.clone(),
     };
-    let hints = control_plane.clone();
+    let (hints, tokens) = (control_plane.clone(), control_plane.clone());
     tokio::select! {
         served = holdfast_scheduler::serve(control_plane, authority, settings, listener, shutdown) => Ok(served?),
         // It ends with the connection, and what hints make faster is only slower without them.
         () = follow_hints(hints) => bail!("hints ended"),
+        () = join_tokens::keep_issuing(tokens, joiners) => bail!("join tokens ended"),
     }
 }
 
@@ -188,21 +187,6 @@ async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result
                     .await?;
             }
         }
-    }
-    for node in &config.nodes {
-        let token = control_plane
-            .issue_join_token(
-                &node.name,
-                &node.region,
-                node.zone.as_deref(),
-                JOIN_TOKEN_LIFE,
-            )
-            .await?;
-        state_dir::replace(
-            &node.join_token_file,
-            format!("{token}\n").as_bytes(),
-            0o600,
-        )?;
     }
     Ok(())
 }

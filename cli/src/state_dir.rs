@@ -52,13 +52,20 @@ impl StateDir {
         Ok(Self(path))
     }
 
-    /// Makes the directory. Its spelling may change: what did not exist could not be resolved before.
+    /// Makes the directory, or lets the service user pass through the one that is there. Its spelling may change: what did not exist could not be resolved before.
     pub fn create(&self) -> Result<Self> {
         passage(&self.0)?;
         let path = self
             .0
             .canonicalize()
             .context("the state directory cannot be resolved")?;
+        let found = fs::metadata(&path)?;
+        if geteuid().is_root() && Uid::from_raw(found.uid()).is_root() {
+            // One that was there may be closed; data directories in it are another user's (DESIGN §6).
+            let mode = found.permissions().mode() & 0o7777;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode | 0o011))
+                .with_context(|| format!("{} cannot be opened to others", path.display()))?;
+        }
         Ok(Self(path))
     }
 
@@ -113,6 +120,11 @@ impl StateDir {
     }
 
     #[must_use]
+    pub fn metadata_data_dir(&self) -> PathBuf {
+        self.metadata_dir().join("data")
+    }
+
+    #[must_use]
     pub fn nodes_dir(&self) -> PathBuf {
         self.0.join("nodes")
     }
@@ -164,15 +176,9 @@ impl StateDir {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let base = if geteuid().is_root() {
-            PathBuf::from("/run")
-        } else {
-            std::env::var_os("XDG_RUNTIME_DIR")
-                .map(PathBuf::from)
-                .filter(|dir| dir.is_absolute() && dir.as_os_str().len() < 40 && dir.is_dir())
-                .unwrap_or_else(|| PathBuf::from("/tmp"))
-        };
-        base.join(format!("holdfast-{name}"))
+        // Not $XDG_RUNTIME_DIR: it goes when its user logs out, and the site stays.
+        let base = if geteuid().is_root() { "/run" } else { "/tmp" };
+        Path::new(base).join(format!("holdfast-{name}"))
     }
 
     /// Makes [`Self::run_dir`]. In a directory that everybody may write to, somebody else may have
@@ -280,6 +286,21 @@ mod tests {
             .run_dir()
             .join("southcentralus/01234567-89ab-cdef-0123-456789abcdef/.s.PGSQL.65535");
         assert!(socket.as_os_str().len() <= 107, "{}", socket.display());
+    }
+
+    #[test]
+    fn the_service_user_may_pass_through_a_directory_that_was_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("ours");
+        let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("there");
+        state.create().expect("taken");
+        let mode = fs::metadata(dir.path())
+            .expect("there")
+            .permissions()
+            .mode()
+            & 0o777;
+        let expected = if geteuid().is_root() { 0o711 } else { 0o700 };
+        assert_eq!(mode, expected, "passable, and never listable");
     }
 
     #[test]

@@ -109,10 +109,10 @@ pub fn print_welcome(state: &StateDir, record: &RunRecord) -> Result<()> {
         "/subscriptions/{}/resourceGroups/{}/providers/Microsoft.DBforPostgreSQL/flexibleServers",
         status.subscription, status.resource_group
     );
-    let at_state = match std::env::var_os("HOLDFAST_STATE_DIR") {
-        Some(_) => String::new(),
-        None => format!(" --state-dir {}", quoted(&status.state_dir)),
-    };
+    // Whoever pastes it has neither our PATH nor our environment.
+    let executable = std::env::current_exe().unwrap_or_else(|_| state.executable());
+    let executable = quoted(&executable.display().to_string());
+    let at_state = format!(" --state-dir {}", quoted(&status.state_dir));
     say(format!(
         "Holdfast is up.\n\n  \
          URL    {url}\n  \
@@ -120,12 +120,12 @@ pub fn print_welcome(state: &StateDir, record: &RunRecord) -> Result<()> {
          token  {token}\n\n\
          Try:\n\n\
          export HF_URL={url} HF_CA={quoted_ca} HF_TOKEN={token}\n\
-         curl --cacert \"$HF_CA\" -H \"Authorization: Bearer $HF_TOKEN\" -H 'Content-Type: application/json' \\\n  \
+         curl --noproxy '*' --cacert \"$HF_CA\" -H \"Authorization: Bearer $HF_TOKEN\" -H 'Content-Type: application/json' \\\n  \
            -X PUT \"$HF_URL{servers}/pg1?api-version={API_VERSION}\" \\\n  \
-           -d '{{\"location\":\"eastus2\",\"sku\":{{\"name\":\"Standard_D2s_v3\",\"tier\":\"GeneralPurpose\"}},\"properties\":{{\"version\":\"15\",\"administratorLogin\":\"pgadmin\",\"administratorLoginPassword\":\"Change-Me-1\",\"storage\":{{\"storageSizeGB\":32}}}}}}'\n\
-         curl --cacert \"$HF_CA\" -H \"Authorization: Bearer $HF_TOKEN\" \"$HF_URL{servers}/pg1/backups?api-version={API_VERSION}\"\n\
-         psql \"$(holdfast server connection-string pg1{at_state})\"\n\n\
-         The token is good for a day; `holdfast status{at_state}` makes a fresh one.",
+           -d '{{\"location\":\"eastus2\",\"sku\":{{\"name\":\"Standard_D2s_v3\",\"tier\":\"GeneralPurpose\"}},\"properties\":{{\"administratorLogin\":\"pgadmin\",\"administratorLoginPassword\":\"Change-Me-1\",\"storage\":{{\"storageSizeGB\":32}}}}}}'\n\
+         curl --noproxy '*' --cacert \"$HF_CA\" -H \"Authorization: Bearer $HF_TOKEN\" \"$HF_URL{servers}/pg1/backups?api-version={API_VERSION}\"\n\
+         psql \"$({executable} server connection-string pg1{at_state})\"\n\n\
+         The token is good for a day; `{executable} status{at_state}` makes a fresh one.",
         url = status.url,
         ca = status.ca_file,
         quoted_ca = quoted(&status.ca_file),

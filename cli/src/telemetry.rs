@@ -16,6 +16,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::config::Problems;
+
 /// OpenTelemetry's own variables; the exporter reads them, too.
 const ENDPOINTS: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -52,6 +54,13 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// As `[telemetry]` of a configuration file.
+    pub(crate) fn check(&self, problems: &mut Problems) {
+        if let Err(error) = self.log_filter.parse::<EnvFilter>() {
+            problems.add("telemetry.log_filter", error);
+        }
+    }
+
     /// In the foreground of a terminal: what went wrong, and no more. Who collects traces wants all.
     #[must_use]
     pub fn for_a_person() -> Self {

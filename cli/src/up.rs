@@ -3,23 +3,28 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::UpOptions;
 use crate::exit::Failure;
 use crate::output::say;
-use crate::run_record::{self, RunRecord};
+use crate::run_record::{self, Phase, RunRecord};
 use crate::site::{self, SiteOptions};
 use crate::state_dir::{StateDir, private_dir};
 use crate::{doctor, status, telemetry};
 
 /// What the process left behind writes when everything answers.
 const READY: &str = "ready";
+/// A start that takes longer fails by itself, and so does a stop.
+const SETTLED_WITHIN: Duration = Duration::from_secs(240);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A log that is longer is put aside at the next start; one older log is kept.
 const LOG_BYTES: u64 = 64 << 20;
 /// Lines of the log that explain a start that failed.
@@ -36,9 +41,8 @@ pub async fn run(state: &StateDir, options: &UpOptions) -> Result<()> {
     if options.left_behind {
         return left_behind(state, &site).await;
     }
-    if let Some(record) = run_record::running(state)? {
-        say(format!("The site already runs (process {}).\n", record.pid));
-        return status::print_welcome(state, &record);
+    if let Some(record) = settled(state).await? {
+        return already_runs(state, &record);
     }
     doctor::require(state, options.listen).await?;
     if options.detach {
@@ -46,6 +50,33 @@ pub async fn run(state: &StateDir, options: &UpOptions) -> Result<()> {
     } else {
         foreground(state, &site).await
     }
+}
+
+/// The site that runs already, once everything of it answers; `None` when none does. One that is just
+/// starting or stopping is waited for: after `up` there is a site.
+async fn settled(state: &StateDir) -> Result<Option<RunRecord>> {
+    let deadline = Instant::now() + SETTLED_WITHIN;
+    while run_record::is_running(state)? {
+        match run_record::running(state)? {
+            Some(record) if record.phase == Phase::Ready => return Ok(Some(record)),
+            _ if Instant::now() < deadline => tokio::time::sleep(LOOK_EVERY).await,
+            _ => {
+                return Err(Failure::TooLong(format!(
+                    "a site in {} is starting or stopping for {} s; see {}",
+                    state.path().display(),
+                    SETTLED_WITHIN.as_secs(),
+                    state.log_file().display()
+                ))
+                .into());
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn already_runs(state: &StateDir, record: &RunRecord) -> Result<()> {
+    say(format!("The site already runs (process {}).\n", record.pid));
+    status::print_welcome(state, record)
 }
 
 async fn foreground(state: &StateDir, site: &SiteOptions) -> Result<()> {
@@ -111,6 +142,10 @@ async fn detach(state: &StateDir, options: &UpOptions) -> Result<()> {
     let status = child
         .wait()
         .context("the site's process cannot be waited for")?;
+    // Somebody else said `up` in the same moment.
+    if let Some(record) = settled(state).await? {
+        return already_runs(state, &record);
+    }
     eprintln!("{}", last_lines(state, begin));
     bail!(
         "the site did not start ({status}); its log is {}",
@@ -171,8 +206,11 @@ fn last_lines(state: &StateDir, begin: u64) -> String {
 /// The record of a site that runs, or the sentence that says that none does.
 pub fn require_running(state: &StateDir) -> Result<RunRecord> {
     match run_record::running(state)? {
-        Some(record) if record.ready => Ok(record),
-        Some(_) => Err(Failure::NotFound("the site is still starting".into()).into()),
+        Some(record) => match record.phase {
+            Phase::Ready => Ok(record),
+            Phase::Starting => Err(Failure::NotFound("the site is still starting".into()).into()),
+            Phase::Stopping => Err(Failure::NotFound("the site is stopping".into()).into()),
+        },
         None => Err(Failure::NotFound(format!(
             "no site runs in {}: start it with `holdfast up --detach`",
             state.path().display()

@@ -27,7 +27,6 @@ use crate::*;
 
 pub(crate) const SUBSCRIPTION: SubscriptionId = SubscriptionId(Uuid::from_u128(0x5ab));
 const SEGMENT: u64 = 16 << 20;
-const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 static RUNNING: Mutex<Weak<Cluster>> = Mutex::const_new(Weak::new());
 
 struct Cluster {
@@ -42,7 +41,7 @@ impl Cluster {
         }
         let folder = tempfile::Builder::new()
             .prefix("hfc")
-            .tempdir_in("/tmp")
+            .tempdir()
             .expect("a folder");
         if let Some(user) = service_user() {
             std::os::unix::fs::chown(folder.path(), Some(user.0), Some(user.1)).expect("as root");
@@ -78,10 +77,7 @@ impl Cluster {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) {
-        let folder = std::env::var_os("HOLDFAST_PG_BIN")
-            .and_then(|list| std::env::split_paths(&list).find(|folder| folder.is_dir()))
-            .unwrap_or_else(|| BINARIES.into());
-        let mut command = Command::new(folder.join(program));
+        let mut command = Command::new(binaries().join(program));
         if let Some((uid, gid)) = service_user() {
             command.uid(uid).gid(gid);
         }
@@ -140,6 +136,19 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.run("pg_ctl", &["stop", "-m", "immediate", "-w", "-s", "-D"]);
     }
+}
+
+/// Where PostgreSQL's programs are: any major that is fit for a metadata store, as the rest of the
+/// product looks for them.
+fn binaries() -> PathBuf {
+    let listed = std::env::var_os("HOLDFAST_PG_BIN").unwrap_or_default();
+    let packaged = (13..=18)
+        .rev()
+        .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")));
+    std::env::split_paths(&listed)
+        .chain(packaged)
+        .find(|bin| bin.join("initdb").is_file() && bin.join("pg_ctl").is_file())
+        .expect("PostgreSQL 13 to 18 is installed, or HOLDFAST_PG_BIN says where")
 }
 
 /// Postmasters do not run as root.

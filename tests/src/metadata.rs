@@ -102,8 +102,8 @@ impl Cluster {
             .iter()
             .find_map(|name| ServiceUser::resolve(name).ok())
             .context("no unprivileged user to run PostgreSQL as")?;
-        // A short path: sockets have 107 bytes (DESIGN §6).
-        let folder = tempfile::Builder::new().prefix("hfm").tempdir_in("/tmp")?;
+        // Sockets have 107 bytes (DESIGN §6): the temporary directory's own name must be short.
+        let folder = tempfile::Builder::new().prefix("hfm").tempdir()?;
         user.chown(folder.path())?;
         let cluster = Self {
             folder,

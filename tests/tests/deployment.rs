@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use holdfast::config;
 use holdfast_tests::metadata::workspace;
 use serde_json::Value;
@@ -14,6 +14,8 @@ const FILES: [(&str, &str); 4] = [
     ("agent-eastus2-1.toml", "agent"),
     ("agent-centralus-1.toml", "agent"),
 ];
+
+const AGENTS: [&str; 2] = ["agent-eastus2-1", "agent-centralus-1"];
 
 fn compose() -> Result<Value> {
     let text = std::fs::read_to_string(workspace().join("docker-compose.yml"))?;
@@ -77,6 +79,79 @@ fn the_compose_file_has_a_store_an_api_a_scheduler_and_agents_in_two_regions() -
                 || file.is_some_and(|file| workspace().join(file).exists());
             assert!(known, "{name}: {source} is a declared volume or a file");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn each_zone_has_volumes_that_no_other_container_mounts() -> Result<()> {
+    let compose = compose()?;
+    let mounts = |name: &str| -> Result<BTreeMap<String, String>> {
+        let service = service(&compose, name)?;
+        let volumes = service["volumes"].as_array().context("volumes")?;
+        volumes
+            .iter()
+            .map(|volume| {
+                let text = volume.as_str().context("a volume in short form")?;
+                let mut parts = text.split(':');
+                let source = parts.next().context("a source")?.to_owned();
+                Ok((parts.next().context("a place")?.to_owned(), source))
+            })
+            .collect()
+    };
+    let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+    for name in AGENTS {
+        for place in ["/var/lib/holdfast/state", "/var/lib/holdfast/vault"] {
+            let volume = mounts(name)?.get(place).context(place)?.clone();
+            ensure!(
+                compose["volumes"]
+                    .as_object()
+                    .is_some_and(|all| all.contains_key(&volume)),
+                "{name}: {volume} is a declared volume"
+            );
+            let before = owners.insert(volume.clone(), name);
+            ensure!(before.is_none(), "{volume} is {name}'s and {before:?}'s");
+        }
+    }
+    for name in ["metadata", "scheduler", "api"] {
+        for volume in mounts(name)?.into_values() {
+            ensure!(!owners.contains_key(&volume), "{name} mounts {volume}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_is_healthy_while_the_scheduler_hears_it() -> Result<()> {
+    let compose = compose()?;
+    for name in AGENTS {
+        let service = service(&compose, name)?;
+        let check = service["healthcheck"]["test"][1]
+            .as_str()
+            .context("a command for the shell")?;
+        // Run as it stands, on a state directory of ours.
+        let state = tempfile::tempdir()?;
+        let here = state.path().to_str().context("text")?;
+        let check = check.replace("/var/lib/holdfast/state", here);
+        ensure!(
+            check.contains(here),
+            "{name}: it looks into the state directory: {check}"
+        );
+        let healthy = || -> Result<bool> {
+            let status = std::process::Command::new("sh")
+                .args(["-c", &check])
+                .status()?;
+            Ok(status.success())
+        };
+        ensure!(!healthy()?, "{name} never said hello");
+        // A certificate that is there proves nothing.
+        std::fs::write(state.path().join("node.json"), "{}")?;
+        ensure!(!healthy()?, "{name} joined once");
+        let alive = std::fs::File::create(state.path().join("alive"))?;
+        ensure!(healthy()?, "{name} was just heard");
+        let written = alive.metadata()?.modified()?;
+        alive.set_modified(written - std::time::Duration::from_secs(300))?;
+        ensure!(!healthy()?, "{name} was heard five minutes ago");
     }
     Ok(())
 }

@@ -110,6 +110,19 @@ impl Check for ApiFile {
         {
             problems.add("api.public_url", "it must be an https URL");
         }
+        let url = &self.api.public_url;
+        if !matches!(url.path(), "" | "/")
+            || url.query().is_some()
+            || url.fragment().is_some()
+            || !url.username().is_empty()
+            || url.password().is_some()
+        {
+            problems.add(
+                "api.public_url",
+                "polling URLs begin with it: only a name and a port, please",
+            );
+        }
+        self.telemetry.check(problems);
         if self.api.auth.issuer.is_empty() {
             problems.add("api.auth.issuer", "it must not be empty");
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use config::{Environment, File, FileFormat};
+use config::{ConfigError, Environment, File, FileFormat, Source};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -60,24 +60,28 @@ pub(super) fn load(
     path: &Path,
     environment: Option<HashMap<String, String>>,
 ) -> Result<Config, Problems> {
-    let overrides = Environment::with_prefix(PREFIX)
+    let environment = Environment::with_prefix(PREFIX)
         .prefix_separator(SEPARATOR)
         .separator(SEPARATOR)
-        .try_parsing(true)
         .source(environment);
+    let overrides = Overrides::of(&environment).map_err(Problems::of_file)?;
     let merged: Value = config::Config::builder()
         .add_source(File::from(path).format(FileFormat::Toml))
-        .add_source(overrides)
+        .add_source(environment)
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(Problems::of_file)?;
     let has = |section: &str| merged.get(section).is_some();
     match (has("api"), has("scheduler"), has("agent")) {
-        (true, false, false) => read::<ApiFile>(merged).map(|it| Config::Api(Box::new(it))),
-        (false, true, false) => {
-            read::<SchedulerFile>(merged).map(|it| Config::Scheduler(Box::new(it)))
+        (true, false, false) => {
+            read::<ApiFile>(merged, &overrides).map(|it| Config::Api(Box::new(it)))
         }
-        (false, false, true) => read::<AgentFile>(merged).map(|it| Config::Agent(Box::new(it))),
+        (false, true, false) => {
+            read::<SchedulerFile>(merged, &overrides).map(|it| Config::Scheduler(Box::new(it)))
+        }
+        (false, false, true) => {
+            read::<AgentFile>(merged, &overrides).map(|it| Config::Agent(Box::new(it)))
+        }
         (false, false, false) => Err(Problems::of_file(
             "it has neither [api] nor [scheduler] nor [agent]",
         )),
@@ -87,12 +91,40 @@ pub(super) fn load(
     }
 }
 
+/// What the environment says, by key. A variable is text, as it stands; where no text can be, it is read
+/// as TOML writes values: `6543`, `true`, `["a", "b"]`.
+#[derive(Debug, Default)]
+pub(super) struct Overrides(HashMap<String, String>);
+
+impl Overrides {
+    fn of(environment: &Environment) -> Result<Self, ConfigError> {
+        let variables = environment.collect()?;
+        let texts = variables
+            .into_iter()
+            .map(|(key, value)| Ok((key, value.into_string()?)));
+        texts.collect::<Result<_, ConfigError>>().map(Self)
+    }
+
+    /// The value of a variable that cannot be taken as text, if it is one.
+    fn as_value(&self, key: &str) -> Option<Value> {
+        let text = format!("value = {}", self.0.get(key)?);
+        config::Config::builder()
+            .add_source(File::from_str(&text, FileFormat::Toml))
+            .build()
+            .and_then(|read| read.get("value"))
+            .ok()
+    }
+}
+
 /// Reads section by section, so that a mistake in one hides none in another, and then the whole.
-fn read<T: DeserializeOwned + Check>(merged: Value) -> Result<T, Problems> {
+fn read<T: DeserializeOwned + Check>(
+    mut merged: Value,
+    overrides: &Overrides,
+) -> Result<T, Problems> {
     let mut problems = Problems::default();
     for (section, collect) in T::SECTIONS {
-        if let Some(value) = merged.get(section) {
-            collect(value.clone(), section, &mut problems);
+        if let Some(value) = merged.get_mut(section) {
+            collect(value, section, overrides, &mut problems);
         }
     }
     if !problems.0.is_empty() {
@@ -108,25 +140,29 @@ fn read<T: DeserializeOwned + Check>(merged: Value) -> Result<T, Problems> {
             }
         }
         Err(_) => {
-            collect::<T>(merged, "", &mut problems);
+            collect::<T>(&mut merged, "", overrides, &mut problems);
             Err(problems)
         }
     }
 }
 
 /// Everything that keeps `value` from being a `T`. After a mistake at some key that key is taken out and
-/// the rest is read; a key that is missing ends it, because nobody knows what should be there.
+/// the rest is read; a key that is missing ends it, because nobody knows what should be there. A variable
+/// that cannot be taken as text becomes the value that it writes.
 pub(super) fn collect<T: DeserializeOwned>(
-    mut value: Value,
+    value: &mut Value,
     section: &str,
+    overrides: &Overrides,
     problems: &mut Problems,
 ) {
     let join = |key: &str, next: &str| match (key, next) {
         ("", only) | (only, "") => only.to_owned(),
         (key, next) => format!("{key}.{next}"),
     };
+    let mut rest = value.clone();
     let mut taken_out: Vec<String> = Vec::new();
-    while let Err(error) = serde_path_to_error::deserialize::<_, T>(value.clone()) {
+    let mut read_again: Vec<String> = Vec::new();
+    while let Err(error) = serde_path_to_error::deserialize::<_, T>(rest.clone()) {
         let path: Vec<String> = error
             .path()
             .iter()
@@ -137,6 +173,17 @@ pub(super) fn collect<T: DeserializeOwned>(
             })
             .collect();
         let key = join(section, &path.join("."));
+        if !read_again.contains(&key)
+            && let Some(written) = overrides.as_value(&key)
+        {
+            for tree in [&mut *value, &mut rest] {
+                if let Some(at) = find(tree, &path) {
+                    *at = written.clone();
+                }
+            }
+            read_again.push(key);
+            continue;
+        }
         let what = error.inner().to_string();
         let missing = missing_field(&what).map(|field| join(&key, field));
         match missing {
@@ -145,7 +192,7 @@ pub(super) fn collect<T: DeserializeOwned>(
             Some(field) => return problems.add(&field, "it is missing"),
             None => problems.add(&key, what),
         }
-        if !remove(&mut value, &path) || problems.0.len() >= MOST_PROBLEMS {
+        if !remove(&mut rest, &path) || problems.0.len() >= MOST_PROBLEMS {
             return;
         }
         taken_out.push(key);
@@ -161,25 +208,18 @@ fn remove(value: &mut Value, path: &[String]) -> bool {
     let Some((last, parents)) = path.split_last() else {
         return false;
     };
-    let mut at = value;
-    for key in parents {
-        let next = match at {
-            Value::Object(map) => map.get_mut(key),
-            Value::Array(list) => key
-                .parse()
-                .ok()
-                .and_then(|index: usize| list.get_mut(index)),
-            _ => None,
-        };
-        match next {
-            Some(next) => at = next,
-            None => return false,
-        }
-    }
-    match at {
-        Value::Object(map) => map.remove(last).is_some(),
+    match find(value, parents) {
+        Some(Value::Object(map)) => map.remove(last).is_some(),
         _ => false,
     }
+}
+
+fn find<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
+    path.iter().try_fold(value, |at, key| match at {
+        Value::Object(map) => map.get_mut(key),
+        Value::Array(list) => list.get_mut(key.parse::<usize>().ok()?),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -232,6 +272,74 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_is_text_where_text_belongs_and_a_value_where_none_does() {
+        let agent = r#"
+            [agent]
+            name = "n1"
+            region = "eastus2"
+            gateway = "https://scheduler:7443"
+            ca_file = "/ca.pem"
+            state_dir = "/var/lib/holdfast"
+            port_range = [5500, 5599]
+            key_dir = "/keys"
+            executable = "/usr/bin/holdfast"
+        "#;
+        let environment = [
+            ("HOLDFAST__AGENT__NAME", "007"),
+            ("HOLDFAST__AGENT__ZONE", "1"),
+            ("HOLDFAST__AGENT__HOST", "true"),
+            ("HOLDFAST__AGENT__MAX_JOBS", "3"),
+            ("HOLDFAST__AGENT__PORT_RANGE", "[6000, 6001]"),
+        ];
+        let read_agent = read(agent, &environment);
+        let Ok(Config::Agent(file)) = &read_agent else {
+            panic!("it is a good file: {read_agent:?}");
+        };
+        let read_agent = &file.agent;
+        assert_eq!(
+            (read_agent.name.as_str(), read_agent.zone.as_deref()),
+            ("007", Some("1"))
+        );
+        assert_eq!(read_agent.host, "true");
+        assert_eq!(
+            (read_agent.max_jobs, read_agent.port_range),
+            (3, (6000, 6001))
+        );
+
+        let audiences = r#"["https://one.example", "https://2.example"]"#;
+        let read_api = read(API, &[("HOLDFAST__API__AUTH__AUDIENCES", audiences)]);
+        let Ok(Config::Api(file)) = &read_api else {
+            panic!("it is a good file: {read_api:?}");
+        };
+        assert_eq!(
+            file.api.auth.audiences,
+            ["https://one.example", "https://2.example"]
+        );
+    }
+
+    #[test]
+    fn a_variable_that_is_neither_is_named_with_its_key() {
+        for (key, text, expected) in [
+            ("HOLDFAST__DATABASE__PORT", "many", "database.port: "),
+            ("HOLDFAST__DATABASE__PORT", "[1]", "database.port: "),
+            (
+                "HOLDFAST__API__AUTH__AUDIENCES",
+                "one",
+                "api.auth.audiences: ",
+            ),
+            (
+                "HOLDFAST__API__AUTH__AUDIENCES",
+                "[1]",
+                "api.auth.audiences.0: ",
+            ),
+            ("HOLDFAST__API__LISEN", "1", "api.lisen: unknown field"),
+        ] {
+            let problems = read(API, &[(key, text)]).expect_err(text).to_string();
+            assert!(problems.starts_with(expected), "{key}={text}: {problems}");
+        }
+    }
+
+    #[test]
     fn every_mistake_is_named_with_its_key() {
         let text = API.replace("listen =", "lisen =").replace(
             "host = \"db\"",
@@ -244,6 +352,27 @@ mod tests {
             "database.pasword: unknown field",
         ] {
             assert!(problems.contains(expected), "{expected} in\n{problems}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_and_not_used_is_a_mistake_too() {
+        let text = format!("{API}\n[telemetry]\nlog_filter = \"info,holdfast_api=loud\"\n");
+        let problems = read(&text, &[]).expect_err("no such level").to_string();
+        assert!(problems.starts_with("telemetry.log_filter: "), "{problems}");
+        for url in [
+            "https://holdfast.example/api",
+            "https://holdfast.example/?x=1",
+            "https://me@holdfast.example",
+            "https://holdfast.example/#top",
+        ] {
+            let problems = read(API, &[("HOLDFAST__API__PUBLIC_URL", url)])
+                .expect_err(url)
+                .to_string();
+            assert!(
+                problems.starts_with("api.public_url: "),
+                "{url}: {problems}"
+            );
         }
     }
 

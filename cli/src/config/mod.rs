@@ -1,5 +1,5 @@
 //! Configuration files of the parts that run apart (issue 2 §1): TOML, unknown keys refused,
-//! `HOLDFAST__SECTION__KEY` in the environment wins, secrets are in files of their own.
+//! `HOLDFAST__SECTION__KEY` in the environment wins (text, numbers, lists as TOML writes them), secrets are in files of their own.
 //!
 //! What a file is for is what it has: `[api]`, `[scheduler]` or `[agent]`. Loading collects everything
 //! that is wrong, each with the path of its key, instead of stopping at the first.
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::api::{ApiFile, ApiSection, AuthSection, TlsSection};
 pub use self::database::DatabaseSection;
-use self::load::collect;
+use self::load::{Overrides, collect};
 pub use self::load::{Problem, Problems};
 pub use self::scheduler::{
     CertificateFor, NodeSection, OwnerSection, SchedulerFile, SchedulerSection, VaultSection,
@@ -69,7 +69,7 @@ pub fn load_with(path: &Path, environment: &[(&str, &str)]) -> Result<Config, Pr
     load::load(path, Some(environment.collect()))
 }
 
-type Collect = fn(serde_json::Value, &str, &mut Problems);
+type Collect = fn(&mut serde_json::Value, &str, &Overrides, &mut Problems);
 
 /// What can be checked without touching anything but the configuration itself.
 trait Check {
@@ -89,6 +89,7 @@ impl Check for AgentFile {
         if let Err(error) = self.agent.check() {
             problems.add("agent", error);
         }
+        self.telemetry.check(problems);
     }
 }
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::database::DatabaseSection;
 use super::load::{Problems, collect};
 use super::{Check, Collect};
+use crate::join_tokens::Joiner;
 use crate::telemetry;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +83,7 @@ pub struct NodeSection {
     pub region: String,
     #[serde(default)]
     pub zone: Option<String>,
-    /// Gets a token to join with at each start; the agent's `join_token_file`.
+    /// Holds a good token to join with while a scheduler runs; the agent's `join_token_file`.
     pub join_token_file: PathBuf,
 }
 
@@ -98,6 +99,16 @@ pub struct OwnerSection {
 }
 
 impl SchedulerFile {
+    pub(crate) fn joiners(&self) -> Vec<Joiner> {
+        let joiner = |node: &NodeSection| Joiner {
+            name: node.name.clone(),
+            region: node.region.clone(),
+            zone: node.zone.clone(),
+            file: node.join_token_file.clone(),
+        };
+        self.nodes.iter().map(joiner).collect()
+    }
+
     #[must_use]
     pub fn site(&self) -> Site {
         Site {
@@ -171,6 +182,7 @@ impl Check for SchedulerFile {
 
     fn check(&self, problems: &mut Problems) {
         self.database.check(problems);
+        self.telemetry.check(problems);
         check_regions(&self.regions, problems);
         if self.scheduler.names.is_empty() {
             problems.add("scheduler.names", "agents need a name to verify");

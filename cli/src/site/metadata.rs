@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use holdfast_agent::postgres::configuration::{quote, replace};
 use holdfast_agent::postgres::installation::{self, Installation};
-use holdfast_agent::postgres::occupancy;
 use holdfast_agent::postgres::postmaster::{Postmaster, PostmasterSpec, StopMode};
 use holdfast_agent::postgres::{AGENT_ROLE, ServiceUser, initdb};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -45,7 +44,7 @@ impl Metadata {
     ) -> Result<Self> {
         let home = state.metadata_dir();
         passage(&home)?;
-        let data_dir = home.join("data");
+        let data_dir = state.metadata_data_dir();
         let installed = installation::discover(pg_bin).await;
         let installation = match major_of(&data_dir)? {
             Some(major) => installation::of(&installed, major).with_context(|| {
@@ -104,11 +103,6 @@ impl Metadata {
             tracing::error!(%error, "the metadata PostgreSQL's keeper ended badly");
         }
     }
-}
-
-/// Ends whatever still runs on the cluster's directory, before it is removed.
-pub async fn evict(state: &StateDir) -> Result<()> {
-    Ok(occupancy::evict(&state.metadata_dir().join("data")).await?)
 }
 
 async fn launch(spec: &PostmasterSpec) -> holdfast_agent::Result<Postmaster> {
@@ -225,6 +219,7 @@ fn configure(data_dir: &Path, socket_dir: &Path, user: &ServiceUser) -> Result<(
 mod tests {
     use super::*;
     use crate::site::service_users;
+    use holdfast_agent::postgres::occupancy;
 
     #[tokio::test]
     async fn the_metadata_store_survives_its_postmaster_and_its_site() {
@@ -257,7 +252,7 @@ mod tests {
         pool.acquire().await.expect("answers");
         pool.close().await;
         second.stop().await;
-        let data = state.metadata_dir().join("data");
+        let data = state.metadata_data_dir();
         assert!(occupancy::holders(&data).await.expect("asked").is_empty());
         assert!(!data.join("postmaster.pid").exists());
     }

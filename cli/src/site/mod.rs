@@ -8,13 +8,12 @@
 
 mod executable;
 pub mod identity;
-pub mod metadata;
+mod metadata;
 mod nodes;
 pub mod service_users;
 pub mod token;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -37,7 +36,8 @@ use uuid::Uuid;
 use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
-use crate::run_record::{self, RunRecord};
+use crate::join_tokens::{self, Joiner};
+use crate::run_record::{self, Phase, RunRecord};
 use crate::state_dir::{self, StateDir, passage, private_dir};
 use crate::tls::Certificate;
 
@@ -51,9 +51,6 @@ const AGENTS_STOP_WITHIN: Duration = Duration::from_secs(90);
 const SERVICES_STOP_WITHIN: Duration = Duration::from_secs(20);
 /// An agent that could not start tries again; the other ones are not concerned.
 const AGENT_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// Long enough for a slow start, short enough to be worthless afterwards.
-const JOIN_TOKEN_LIFE: TimeDelta = TimeDelta::minutes(30);
-
 /// A third of a server certificate's life.
 const CERTIFICATE_RENEWED_AFTER: TimeDelta = TimeDelta::days(30);
 
@@ -87,7 +84,7 @@ pub async fn run(
 ) -> Result<()> {
     options.check()?;
     let state = &state.create()?;
-    let Some(_lock) = run_record::lock(state)? else {
+    let Some(_lock) = run_record::lock(state).await? else {
         bail!(crate::exit::Failure::Conflict(format!(
             "a site already runs in {}",
             state.path().display()
@@ -114,7 +111,7 @@ pub async fn run(
         "https"
     };
     let url = format!("{scheme}://{}", api_listener.local_addr()?);
-    let record = RunRecord::of_this_process(url.clone(), false)?;
+    let record = RunRecord::of_this_process(url.clone(), Phase::Starting)?;
     state_dir::write_json(&state.run_file(), &record)?;
 
     let metadata = Metadata::start(state, &[], &run_dir, &users.metadata).await?;
@@ -134,7 +131,7 @@ pub async fn run(
         service_user: users.servers.name(),
         ports: &ports,
     };
-    let agents = admit(&control_plane, &setting, &places).await?;
+    let (agents, joiners) = admit(&control_plane, &setting, &places).await?;
 
     // Three tokens, because they stop in this order: no new requests; agents, which report to the
     // scheduler until they are gone; the scheduler.
@@ -197,13 +194,20 @@ pub async fn run(
             Ok("the scheduler")
         }
     });
+    tokio::spawn({
+        let (control_plane, stop) = (control_plane.clone(), stop_agents.clone());
+        async move {
+            let issuing = join_tokens::keep_issuing(control_plane, joiners);
+            stop.run_until_cancelled(issuing).await;
+        }
+    });
     let mut running_agents: JoinSet<()> = JoinSet::new();
     for config in agents {
         running_agents.spawn(keep_agent(config, stop_agents.clone()));
     }
 
     let outcome = tokio::select! {
-        outcome = serve_until(&control_plane, state, record, places.len(), &shutdown, ready) => outcome,
+        outcome = serve_until(&control_plane, state, &record, places.len(), &shutdown, ready) => outcome,
         ended = services.join_next() => Err(match ended {
             Some(Ok(Ok(what))) => anyhow!("{what} ended by itself"),
             Some(Ok(Err(error))) => error,
@@ -213,6 +217,9 @@ pub async fn run(
     };
 
     tracing::info!("stopping");
+    if let Err(error) = announce(state, &record, Phase::Stopping) {
+        tracing::warn!(%error, "that the site stops could not be said");
+    }
     stop_api.cancel();
     stop_agents.cancel();
     all_ended("agents", &mut running_agents, AGENTS_STOP_WITHIN).await;
@@ -234,7 +241,7 @@ pub async fn run(
 async fn serve_until(
     control_plane: &ControlPlane,
     state: &StateDir,
-    record: RunRecord,
+    record: &RunRecord,
     agents: usize,
     shutdown: &CancellationToken,
     ready: impl FnOnce(&RunRecord),
@@ -250,14 +257,19 @@ async fn serve_until(
             state.log_file().display()
         ))
     })??;
-    let record = RunRecord {
-        ready: true,
-        ..record
-    };
-    state_dir::write_json(&state.run_file(), &record)?;
-    ready(&record);
+    ready(&announce(state, record, Phase::Ready)?);
     shutdown.cancelled().await;
     Ok(())
+}
+
+/// Other commands read how far the site is.
+fn announce(state: &StateDir, record: &RunRecord, phase: Phase) -> Result<RunRecord> {
+    let record = RunRecord {
+        phase,
+        ..record.clone()
+    };
+    state_dir::write_json(&state.run_file(), &record)?;
+    Ok(record)
 }
 
 /// The API asks no more of itself than this before it says that it is ready; agents are Up from their
@@ -347,34 +359,27 @@ async fn furnish(
     Ok(())
 }
 
-/// Gives every agent a token to join with. An agent that has a certificate does not look at it; one
-/// whose certificate ran out while the site was down does.
+/// The agents' directories, and a token for each to join with.
 async fn admit(
     control_plane: &ControlPlane,
     setting: &AgentSetting<'_>,
     places: &[Place],
-) -> Result<Vec<AgentConfig>> {
-    let mut agents = Vec::with_capacity(places.len());
+) -> Result<(Vec<AgentConfig>, Vec<Joiner>)> {
+    let (mut agents, mut joiners) = (Vec::new(), Vec::new());
     for (nth, place) in (0..).zip(places) {
         passage(&setting.node_dir(place))?;
-        let token = control_plane
-            .issue_join_token(
-                &place.node_name(),
-                &place.region,
-                place.zone.as_deref(),
-                JOIN_TOKEN_LIFE,
-            )
-            .await?;
-        write_secret(&setting.join_token_file(place), &token)?;
         let config = setting.config(nth, place);
         config.check()?;
         agents.push(config);
+        joiners.push(Joiner {
+            name: place.node_name(),
+            region: place.region.clone(),
+            zone: place.zone.clone(),
+            file: setting.join_token_file(place),
+        });
     }
-    Ok(agents)
-}
-
-fn write_secret(path: &Path, secret: &str) -> Result<()> {
-    state_dir::replace(path, format!("{secret}\n").as_bytes(), 0o600)
+    join_tokens::issue(control_plane, &joiners).await?;
+    Ok((agents, joiners))
 }
 
 async fn keep_agent(config: AgentConfig, stop: CancellationToken) {
