@@ -6,6 +6,7 @@
 //! data – under a key of its own. Truncation, reordering and swapping do not survive opening.
 //! *Frames* (see [`frame`]) are the pieces of packs, each of which opens by itself.
 
+mod compressor;
 pub mod frame;
 mod header;
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::TryStreamExt;
 use holdfast_domain::job::ObjectRef;
 use object_store::path::Path;
@@ -277,8 +277,7 @@ impl Store {
                 if result.meta.size > MAX_OBJECT_BYTES {
                     return Ok(None);
                 }
-                let length = result.meta.size;
-                collect(result.into_stream(), length).await.map(Some)
+                result.bytes().await.map(Some)
             })
             .await?;
         bytes.ok_or_else(|| Error::corrupted(key, "it is larger than any object of a vault"))
@@ -295,9 +294,7 @@ impl Store {
             .request(key, &self.inner.requests.gets, || async {
                 let options = GetOptions::new().with_range(Some(range.clone()));
                 match self.inner.objects.get_opts(&path, options).await {
-                    Ok(result) if result.range == range => {
-                        collect(result.into_stream(), wanted).await.map(Some)
-                    }
+                    Ok(result) if result.range == range => result.bytes().await.map(Some),
                     Ok(_) => Ok(None),
                     // There is no variant for "out of range": ask how long the object really is.
                     Err(error @ object_store::Error::Generic { .. }) => {
@@ -463,24 +460,6 @@ impl Store {
             }
         }
     }
-}
-
-async fn collect(
-    mut stream: futures::stream::BoxStream<'static, object_store::Result<Bytes>>,
-    expected: u64,
-) -> object_store::Result<Bytes> {
-    let Some(first) = stream.try_next().await? else {
-        return Ok(Bytes::new());
-    };
-    if first.len() as u64 >= expected {
-        return Ok(first);
-    }
-    let mut all = BytesMut::with_capacity(expected as usize);
-    all.extend_from_slice(&first);
-    while let Some(part) = stream.try_next().await? {
-        all.extend_from_slice(&part);
-    }
-    Ok(all.freeze())
 }
 
 /// Creates an object in every vault. It is durable when all have it.

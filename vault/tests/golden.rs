@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use holdfast_domain::wal::{Stamp, Stamps, TimelineStart};
 use holdfast_domain::{BackupId, IncarnationId, JobId, Lsn, ServerId, Timeline};
 use holdfast_vault::backup::{
-    Attempt, BackupWriter, BaseIndex, FinishedBackup, Manifest, ManifestMeta, RestoreInto,
+    Attempt, BackupWriter, BaseIndex, Changes, FinishedBackup, Manifest, ManifestMeta, RestoreInto,
     TablespaceRoot, restore_to,
 };
 use holdfast_vault::key::{establish_data_key, load_wrapped_keys};
@@ -206,7 +206,13 @@ async fn make() {
             let on_disk = root.join("content");
             std::fs::write(&on_disk, content).expect("written");
             let file = File::open(&on_disk).expect("opened");
-            let added = writer.add_relation_segment(path, file, content.len() as u64, None);
+            let added = writer.add_relation_segment(
+                path,
+                file,
+                content.len() as u64,
+                None,
+                Changes::Unknown,
+            );
             added.await.expect("added");
             writer.settle().await.expect("read");
             std::fs::remove_file(&on_disk).expect("removed");
@@ -220,6 +226,7 @@ async fn make() {
             start_lsn: Lsn(SEGMENT * 2 - 100),
             stop_lsn: Lsn(SEGMENT * 2),
             completed_time: at(i64::from(round)),
+            all_read_at: at(i64::from(round)),
             backup_label: b"START WAL LOCATION: 0/200028\n\xff".to_vec(),
             tablespace_map: Some(MAP.to_vec()),
             wrapped_key: wrapped_key.clone(),

@@ -24,7 +24,7 @@ pub fn check(data_dir: &Path, major: u16, catalog_version: u32, known: &[String]
             path,
             source,
             bytes,
-            kind: FileKind::Relation { first_block },
+            kind: FileKind::Relation { first_block, .. },
         } = entry?
         else {
             continue;

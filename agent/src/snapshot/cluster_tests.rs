@@ -42,7 +42,7 @@ async fn every_page_that_postgres_wrote_has_the_checksum_we_expect() {
         let Entry::File {
             path,
             source,
-            kind: FileKind::Relation { first_block },
+            kind: FileKind::Relation { first_block, .. },
             ..
         } = entry.expect("readable")
         else {

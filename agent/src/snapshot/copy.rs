@@ -18,6 +18,7 @@ use holdfast_vault::backup::{BackupWriter, PageCheck};
 use tokio::sync::mpsc;
 
 use super::page::{self, PAGE_BYTES, Verdict};
+use super::reading::Reading;
 use super::walk::{Entry, FileKind, Walk, WalkError, location_text};
 use crate::error::Result;
 
@@ -121,6 +122,7 @@ pub async fn copy(
     writer: &BackupWriter,
     checked: bool,
     suspects: &Arc<Suspects>,
+    reading: &Reading,
 ) -> Result<()> {
     let (found, mut next) = mpsc::channel(FILES_AHEAD);
     let walking = tokio::task::spawn_blocking(move || open_all(walk, &found));
@@ -136,11 +138,11 @@ pub async fn copy(
                 bytes,
                 kind,
             } => match kind {
-                FileKind::Relation { first_block } => {
+                FileKind::Relation { first_block, .. } => {
                     let check = checked
                         .then(|| page_check(path.clone(), first_block, Arc::clone(suspects)));
                     writer
-                        .add_relation_segment(&path, file, bytes, check)
+                        .add_relation_segment(&path, file, bytes, check, reading.changes_of(kind))
                         .await?;
                 }
                 FileKind::Other => writer.add_file(&path, file, bytes).await?,

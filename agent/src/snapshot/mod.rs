@@ -1,13 +1,14 @@
 //! One physical backup of a running server: what is read, in which order, and what is believed.
 //!
 //! [`session`] tells PostgreSQL that a backup begins and ends, [`walk`] says which files belong to
-//! it, [`copy`] feeds them to the vault, [`page`] and [`control_file`] judge what was read, and
+//! it, [`reading`] which of their pages are read, [`copy`] feeds them to the vault, [`page`] and [`control_file`] judge what was read, and
 //! [`wal`] proves that the log from start to stop is durable. `crate::work::snapshot` puts them in
 //! the order of RELIABILITY §5.2.
 
 pub mod control_file;
 pub mod copy;
 pub mod page;
+pub mod reading;
 pub mod session;
 pub mod wal;
 pub mod walk;

@@ -26,6 +26,8 @@ pub struct BackupSession {
     /// Where its WAL begins: the redo position of the checkpoint that the start made.
     pub start: Lsn,
     pub timeline: Timeline,
+    /// The server's clock when it began.
+    pub began_at: DateTime<Utc>,
 }
 
 /// What PostgreSQL says when a backup ends.
@@ -67,16 +69,17 @@ impl BackupSession {
             .await
             .map_err(Error::postgres("start a backup"))?;
         let start = lsn(&started.get::<_, String>(0))?;
-        let timeline: i32 = connection
-            .query_one("SELECT timeline_id FROM pg_control_checkpoint()", &[])
+        let sql = "SELECT timeline_id, clock_timestamp() FROM pg_control_checkpoint()";
+        let row = connection
+            .query_one(sql, &[])
             .await
-            .map_err(Error::postgres("read the timeline"))?
-            .get(0);
+            .map_err(Error::postgres("read the timeline"))?;
         Ok(Self {
             connection,
             facts,
             start,
-            timeline: Timeline(timeline.cast_unsigned()),
+            timeline: Timeline(row.get::<_, i32>(0).cast_unsigned()),
+            began_at: row.get(1),
         })
     }
 

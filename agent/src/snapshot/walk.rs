@@ -12,6 +12,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use holdfast_vault::wal::record::RelFileLocator;
+
 use super::control_file::CONTROL_FILE;
 
 /// Directories of the top level that go along without what is in them.
@@ -61,6 +63,8 @@ pub enum FileKind {
     /// Pages of a relation's fork; `first_block` is where this segment file begins in it.
     Relation {
         first_block: u32,
+        /// Whose main fork it is; `None` for the other forks.
+        main_fork_of: Option<RelFileLocator>,
     },
     Other,
 }
@@ -177,6 +181,10 @@ impl Walk {
                     }
                     Some(file) => FileKind::Relation {
                         first_block: file.segment.saturating_mul(super::page::SEGMENT_BLOCKS),
+                        main_fork_of: match file.fork {
+                            None => locator(&directory.path, file.node),
+                            Some(_) => None,
+                        },
                     },
                     None => FileKind::Other,
                 };
@@ -278,6 +286,35 @@ fn is_relation_directory(path: &str) -> bool {
         Some("pg_tblspc") => depth == 4,
         _ => false,
     }
+}
+
+/// The relation that WAL means when its files lie in this directory under this number.
+fn locator(directory: &str, node: &str) -> Option<RelFileLocator> {
+    const PG_DEFAULT: u32 = 1663;
+    const PG_GLOBAL: u32 = 1664;
+    let parts: Vec<_> = directory.split('/').collect();
+    let (tablespace, database) = match parts[..] {
+        ["global"] => (PG_GLOBAL, 0),
+        ["base", database] => (PG_DEFAULT, database.parse().ok()?),
+        ["pg_tblspc", tablespace, _, database] => {
+            (tablespace.parse().ok()?, database.parse().ok()?)
+        }
+        _ => return None,
+    };
+    Some(RelFileLocator {
+        tablespace,
+        database,
+        relation: node.parse().ok()?,
+    })
+}
+
+/// The relation whose main fork lies at a path, and the block with which that file begins.
+#[must_use]
+pub fn main_fork_at(path: &str) -> Option<(RelFileLocator, u32)> {
+    let (directory, name) = path.rsplit_once('/')?;
+    let file = relation_file(name).filter(|file| file.fork.is_none())?;
+    let first_block = file.segment.saturating_mul(super::page::SEGMENT_BLOCKS);
+    Some((locator(directory, file.node)?, first_block))
 }
 
 fn is_left_out(directory: &str, name: &str) -> bool {
@@ -485,7 +522,12 @@ mod tests {
         assert_eq!(
             kind,
             Some(FileKind::Relation {
-                first_block: 262_144
+                first_block: 262_144,
+                main_fork_of: Some(RelFileLocator {
+                    tablespace: 1663,
+                    database: 5,
+                    relation: 16384
+                }),
             })
         );
     }

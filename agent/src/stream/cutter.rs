@@ -8,7 +8,7 @@
 //!
 //! No I/O here, and no clock but the one handed in.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use holdfast_domain::wal::{ClockAnomaly, Stamp, Stamps, WalObject};
@@ -20,6 +20,7 @@ use holdfast_vault::wal::record::Record;
 use holdfast_vault::wal::{InvalidWal, WalRange, Walker};
 use tokio::time::Instant;
 
+use super::change_map::ChangeMap;
 use super::transactions::Transactions;
 
 const TAILS_PER_BUNDLE: u32 = 64;
@@ -68,6 +69,7 @@ pub(super) struct WholeUnit {
 pub(super) struct Cutter {
     lineage: Lineage,
     statistics: Arc<StatisticsRelations>,
+    changes: Arc<Mutex<ChangeMap>>,
     /// `None` after WAL that could not be read as records, until the next unit.
     walker: Option<Walker>,
     /// Of the newest page that was read: what is unreadable comes from the same server.
@@ -134,13 +136,25 @@ impl Summary {
 
 impl Cutter {
     /// Begins at the first byte of a unit, of which everything before `durable` is in the stores already.
-    pub fn resume(lineage: Lineage, durable: Lsn, statistics: Arc<StatisticsRelations>) -> Self {
+    ///
+    /// What each record changes goes into `changes`, which goes on when it has seen all that came before.
+    pub fn resume(
+        lineage: Lineage,
+        durable: Lsn,
+        statistics: Arc<StatisticsRelations>,
+        changes: Arc<Mutex<ChangeMap>>,
+    ) -> Self {
         let start = lineage.unit_start(durable);
+        changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .resume(lineage.timeline, start);
         let walker =
             Walker::at_page(start, lineage.segment_bytes).of_cluster(lineage.system_identifier);
         Self {
             lineage,
             statistics,
+            changes,
             walker: Some(walker),
             dialect: None,
             transactions: Transactions::default(),
@@ -244,9 +258,13 @@ impl Cutter {
         };
         let mut records = Vec::new();
         walker.begin_range();
-        let outcome = walker.feed(bytes, |record| {
-            records.push(record);
-        });
+        let outcome = {
+            let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            walker.feed_with_heads(bytes, |record, head| {
+                changes.take(&record, head);
+                records.push(record);
+            })
+        };
         if let Some(first) = walker.first_start() {
             self.unit.first_record.get_or_insert(first);
             if is_new {
@@ -284,6 +302,10 @@ impl Cutter {
         }
         self.last_counting = self.last_counting.max(Some(self.unit.start));
         self.interest = self.received;
+        self.changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .begin_anew(self.received);
     }
 
     fn note(&mut self, record: &Record, is_new: bool) -> bool {
@@ -482,7 +504,7 @@ mod tests {
             segment_bytes: 1 << 20,
             timeline: Timeline(1),
         };
-        Cutter::resume(lineage, Lsn(durable), Arc::default())
+        Cutter::resume(lineage, Lsn(durable), Arc::default(), Arc::default())
     }
 
     fn stamp(at: DateTime<Utc>, lsn: u64) -> Stamp {

@@ -257,6 +257,8 @@ impl Drain {
             lineage,
             origin.durable,
             Arc::new(StatisticsRelations::default()),
+            // A server that does not run is not backed up.
+            Arc::default(),
         );
         cutter.remember(&origin.objects);
         let mut at = from;

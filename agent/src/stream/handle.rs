@@ -10,6 +10,7 @@ use holdfast_domain::{Lsn, Timeline};
 use holdfast_vault::{DataKey, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::change_map::{ChangeMap, Changes};
 use super::error::{Error, Result};
 use super::ledger::Ledger;
 use super::observer::Address;
@@ -102,6 +103,7 @@ pub struct StreamHandle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) status: watch::Receiver<StreamStatus>,
     pub(super) ledger: Arc<Mutex<Ledger>>,
+    pub(super) changes: Arc<Mutex<ChangeMap>>,
 }
 
 impl StreamHandle {
@@ -170,6 +172,27 @@ impl StreamHandle {
         let _ended = self.commands.send(Command::Close).await;
         let mut status = self.status.clone();
         let _ended = status.wait_for(|status| status.ended).await;
+    }
+
+    /// The blocks that records changed which begin in `[since, until)`, and perhaps some more. `None`: not
+    /// all of these records were seen, and nothing is known. Waits until the log up to `until` has come.
+    pub async fn changes(&self, since: Lsn, until: Lsn) -> Result<Option<Arc<Changes>>> {
+        self.wait_durable(until).await?;
+        Ok(self.change_map().since(since))
+    }
+
+    /// No backup will ask about changes before this any more.
+    pub fn forget_changes_before(&self, lsn: Lsn) {
+        self.change_map().forget_before(lsn);
+    }
+
+    /// The map was wrong once: it is never asked again while this stream lives.
+    pub fn distrust_changes(&self) {
+        self.change_map().distrust();
+    }
+
+    fn change_map(&self) -> std::sync::MutexGuard<'_, ChangeMap> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {

@@ -8,6 +8,7 @@
 //! Read in this order: [`cutter`] (what becomes an object), `session` (the conversation with PostgreSQL),
 //! `streamer` (the loop that holds both together), [`drain`].
 
+pub mod change_map;
 mod cutter;
 mod drain;
 mod error;

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::change_map::ChangeMap;
 use super::cutter::{Cutter, Piece};
 use super::error::{Error, Result};
 use super::handle::{Command, StreamConfig, StreamHandle, StreamStatus};
@@ -49,6 +50,7 @@ const MOST_SIGHTINGS: usize = 64;
 pub struct Streamer {
     config: Arc<StreamConfig>,
     ledger: Arc<Mutex<Ledger>>,
+    changes: Arc<Mutex<ChangeMap>>,
     status: watch::Sender<StreamStatus>,
     commands: mpsc::Receiver<Command>,
     /// Somebody still holds a handle.
@@ -133,6 +135,7 @@ impl Streamer {
             known.durable,
         );
         let ledger = Arc::new(Mutex::new(ledger));
+        let changes = Arc::new(Mutex::new(ChangeMap::default()));
         let (status, status_seen) =
             watch::channel(StreamStatus::new(known.timeline, known.durable));
         let (command, commands) = mpsc::channel(16);
@@ -142,6 +145,7 @@ impl Streamer {
             commands: command,
             status: status_seen,
             ledger: Arc::clone(&ledger),
+            changes: Arc::clone(&changes),
         };
         let pg_wal = PgWal::new(&config.data_dir, config.wal_segment_bytes);
         let putter = Putter::new(&config.stores, &config.data_key, pg_wal);
@@ -149,6 +153,7 @@ impl Streamer {
         let this = Self {
             config: Arc::new(config),
             ledger,
+            changes,
             status,
             commands,
             is_heard: true,
@@ -405,7 +410,9 @@ impl Streamer {
                     timelines,
                     gap,
                 } = *beginning;
-                let mut cutter = Cutter::resume(lineage, origin.durable, opened.statistics);
+                let changes = Arc::clone(&self.changes);
+                let mut cutter =
+                    Cutter::resume(lineage, origin.durable, opened.statistics, changes);
                 cutter.remember(&origin.objects);
                 {
                     let mut ledger = self.ledger();

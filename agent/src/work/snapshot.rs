@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_domain::Lsn;
 use holdfast_domain::job::{JobError, Progress, SnapshotOutcome, SnapshotSpec};
 use holdfast_domain::wal::WalObject;
 use holdfast_vault::backup::{
@@ -18,9 +19,11 @@ use crate::job::JobContext;
 use crate::server::ServerHandle;
 use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
 use crate::snapshot::copy::{Suspects, copy};
+use crate::snapshot::reading::{Reading, unexplained};
 use crate::snapshot::session::BackupSession;
 use crate::snapshot::wal::BackupWal;
 use crate::snapshot::walk::{Walk, estimated_bytes};
+use crate::stream::StreamHandle;
 
 /// How long the stream may take for the WAL of the backup (RELIABILITY §5.2.8).
 const WAL_WITHIN: Duration = Duration::from_secs(600);
@@ -82,9 +85,28 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         job: ctx.job,
         epoch: ctx.epoch,
     };
+    let meta = base.as_ref().map(BaseIndex::meta);
+    let (base_start, all_read_before) = (
+        meta.map(|meta| meta.start_lsn),
+        meta.map(|meta| meta.all_read_at),
+    );
+    let position = (timeline, start);
+    let reading = within(
+        STREAM_WITHIN,
+        "make its write-ahead log durable",
+        Reading::of(
+            meta,
+            &stream,
+            position,
+            facts.data_checksums,
+            session.began_at,
+        ),
+    )
+    .await??;
     let writer = BackupWriter::new(stores.clone(), data_key.clone(), attempt, base)?;
     let suspects = Arc::new(Suspects::since(start));
-    let bytes_total = copy_files(ctx, &server, &writer, facts.data_checksums, &suspects).await?;
+    let checked = facts.data_checksums;
+    let bytes_total = copy_files(ctx, &server, &writer, checked, &suspects, &reading).await?;
 
     let control_file = server.data_dir().join(CONTROL_FILE);
     let control = tokio::task::spawn_blocking(move || ControlFile::read(&control_file)).await??;
@@ -125,6 +147,9 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         message: slow.to_string(),
         retryable: true,
     })??;
+    if let (Reading::AllAndRemember, Some(since)) = (&reading, base_start) {
+        compare_with_log(&writer, &stream, since, stopped.stop).await?;
+    }
     let mut objects = wal.proven(&stores, &data_key).await?;
     let largest = wal.largest_stamp(&objects, &stores, &data_key).await?;
     let completed_time = largest.map_or(stopped.clock, |stamp| stamp.max(stopped.clock));
@@ -152,6 +177,10 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
             start_lsn: start,
             stop_lsn: stopped.stop,
             completed_time,
+            all_read_at: match all_read_before {
+                Some(before) if !reading.reads_all() => before,
+                _ => completed_time,
+            },
             backup_label: stopped.label,
             tablespace_map: stopped.tablespace_map,
             wrapped_key: spec.wrapped_key.clone(),
@@ -165,7 +194,31 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         // Another attempt published first; its backup is this one.
         objects = published_wal.proven(&stores, &data_key).await?;
     }
+    stream.forget_changes_before(start);
     Ok(outcome(published, objects))
+}
+
+/// Every page was read; what differs must be what the log said. A difference is a mistake of ours, and
+/// never of this backup, which has what it read.
+async fn compare_with_log(
+    writer: &BackupWriter,
+    stream: &StreamHandle,
+    since: Lsn,
+    stop: Lsn,
+) -> Result<()> {
+    let Some(changes) = stream.changes(since, stop).await? else {
+        return Ok(());
+    };
+    let unexplained = unexplained(&writer.take_changed(), &changes);
+    if !unexplained.is_empty() {
+        stream.distrust_changes();
+        tracing::error!(
+            pages = unexplained.len(),
+            first = unexplained.first(),
+            "pages changed of which the write-ahead log says nothing; from now on every page is read"
+        );
+    }
+    Ok(())
 }
 
 /// Reads every file, telling how far it is. Returns the bytes read.
@@ -175,6 +228,7 @@ async fn copy_files(
     writer: &BackupWriter,
     checked: bool,
     suspects: &Arc<Suspects>,
+    reading: &Reading,
 ) -> Result<u64> {
     let data_dir = server.data_dir();
     let major = server.installation()?.major;
@@ -186,20 +240,20 @@ async fn copy_files(
     let estimate = walk.clone();
     let total = tokio::task::spawn_blocking(move || estimated_bytes(estimate())).await??;
 
-    let copying = copy(walk(), writer, checked, suspects);
+    let copying = copy(walk(), writer, checked, suspects, reading);
     tokio::pin!(copying);
     let mut tick = tokio::time::interval(PROGRESS_EVERY);
     loop {
         tokio::select! {
             copied = &mut copying => break copied?,
             _ = tick.tick() => {
-                let read = writer.progress().bytes_read;
+                let read = writer.progress().bytes_done;
                 let share = read as f64 / total.max(1) as f64;
                 tell(ctx, "CopyingData", read, Some(total.max(read)), share.min(1.0) * COPIED_PERCENT);
             }
         }
     }
-    Ok(writer.progress().bytes_read)
+    Ok(writer.progress().bytes_done)
 }
 
 fn tell(ctx: &JobContext, phase: &str, bytes_done: u64, bytes_total: Option<u64>, percent: f64) {

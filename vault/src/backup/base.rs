@@ -1,13 +1,16 @@
-//! The backup that a differential compares with. Its leaves say what every page's hash was and where
-//! the page lies; whatever has the same content is named there again (DESIGN §3.1).
+//! The backup that a differential compares with. Its leaves say where every page lies, its packs'
+//! indexes what the page's hash was; whatever has the same content is named there again (DESIGN §3.1).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use holdfast_domain::IncarnationId;
 use holdfast_domain::job::ManifestRef;
 
+use super::index::PackIndex;
 use super::leaf::{Leaf, PackId};
-use super::manifest::{LeafAt, Manifest};
+use super::manifest::{LeafAt, Manifest, ManifestMeta};
+use super::pack::Stored;
 use super::read::LeafReader;
 use crate::key::DataKey;
 use crate::store::Store;
@@ -18,8 +21,8 @@ pub struct BaseIndex {
     manifest: Manifest,
     /// File index by path.
     files: HashMap<String, usize>,
-    packs: HashMap<PackId, u64>,
-    leaf_objects: HashMap<PackId, u64>,
+    packs: HashMap<PackId, Stored>,
+    leaf_objects: HashMap<PackId, Stored>,
     reader: LeafReader,
 }
 
@@ -55,8 +58,8 @@ impl BaseIndex {
             .collect();
         Ok(Some(Self {
             files,
-            packs: manifest.pack_ids().collect(),
-            leaf_objects: manifest.leaf_object_ids().collect(),
+            packs: manifest.stored_packs().collect(),
+            leaf_objects: manifest.stored_leaf_objects().collect(),
             reader: LeafReader::new(stores.to_vec(), data_key.clone(), incarnation),
             manifest,
         }))
@@ -97,11 +100,32 @@ impl BaseIndex {
         }
     }
 
-    pub(crate) fn pack_bytes(&self, pack: &PackId) -> Option<u64> {
+    /// The index of a pack that one of the base's leaves names. `None`: no copy of it can be read, and
+    /// the pages in that pack count as changed.
+    pub(crate) async fn index(&self, pack: PackId) -> Result<Option<Arc<PackIndex>>> {
+        let Some(at) = self.packs.get(&pack).and_then(|stored| stored.index) else {
+            return Ok(None);
+        };
+        match self.reader.index(pack, at).await {
+            Ok(index) => Ok(Some(index)),
+            Err(error @ (Error::Corrupted { .. } | Error::NotFound { .. })) => {
+                tracing::warn!(error = %error, "backup.base.index.unusable");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    #[must_use]
+    pub fn meta(&self) -> &ManifestMeta {
+        &self.manifest.meta
+    }
+
+    pub(crate) fn pack(&self, pack: &PackId) -> Option<Stored> {
         self.packs.get(pack).copied()
     }
 
-    pub(crate) fn leaf_object_bytes(&self, object: &PackId) -> Option<u64> {
+    pub(crate) fn leaf_object(&self, object: &PackId) -> Option<Stored> {
         self.leaf_objects.get(object).copied()
     }
 }

@@ -1,5 +1,6 @@
-//! A leaf: for one segment of a file, up to 131,072 pages, where each page lies and what its hash is.
-//! Immutable; a differential names it again when nothing in it changed.
+//! A leaf: for one segment of a file, up to 131,072 pages, where each page lies. Immutable; a
+//! differential names it again when nothing in it changed. The pages' hashes are not in it – they lie
+//! with the pages, in their pack's [`index`](super::index) – only their sum is.
 //! Bytes: `docs/VAULT-FORMAT.md` §5.
 
 use std::collections::HashMap;
@@ -8,19 +9,16 @@ use std::hash::Hash;
 use holdfast_domain::JobId;
 use uuid::Uuid;
 
-use super::{PAGE_BYTES, PAGES_PER_FRAME, PAGES_PER_LEAF, PageHash};
+use super::{PAGE_BYTES, PAGES_PER_FRAME, PAGES_PER_LEAF, PageSum};
 use crate::seal::frame::{FRAME_OVERHEAD, MAX_PACK_BYTES, Origin};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 4] = b"HFLF";
 const VERSION: u16 = 1;
-const FIXED_BYTES: usize = 28;
+const FIXED_BYTES: usize = 44;
 const ORIGIN_BYTES: usize = 56;
 const PACK_BYTES: usize = 8;
 const FRAME_BYTES: usize = 24;
-const RUN_BYTES: usize = 16;
-/// In place of a frame: these pages are zeros and are stored nowhere.
-const NO_FRAME: u32 = u32::MAX;
 
 /// A pack or leaf object of one origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,10 +55,17 @@ pub(crate) struct Leaf {
     pub frames: Vec<FrameAt>,
     /// In order, without a gap, from page 0 to the last.
     pub runs: Vec<Run>,
-    pub hashes: Vec<PageHash>,
+    pub sum: PageSum,
 }
 
 impl Leaf {
+    /// Pages that it describes.
+    pub fn pages(&self) -> usize {
+        self.runs
+            .last()
+            .map_or(0, |run| run.first_page as usize + run.pages as usize)
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut origins = Table::default();
         let mut packs = Table::default();
@@ -77,15 +82,14 @@ impl Leaf {
                 + origins.rows.len() * ORIGIN_BYTES
                 + packs.rows.len() * PACK_BYTES
                 + self.frames.len() * FRAME_BYTES
-                + self.runs.len() * RUN_BYTES
-                + self.hashes.len() * 16,
+                + self.runs.len() * 5,
         );
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         let (packs_len, origins_len) = (packs.rows.len(), origins.rows.len());
         for count in [
-            self.hashes.len(),
+            self.pages(),
             self.runs.len(),
             self.frames.len(),
             packs_len,
@@ -93,6 +97,7 @@ impl Leaf {
         ] {
             out.extend_from_slice(&(count as u32).to_le_bytes());
         }
+        out.extend_from_slice(&self.sum.to_bytes());
         for origin in &origins.rows {
             out.extend_from_slice(origin.job.0.as_bytes());
             out.extend_from_slice(&origin.epoch.to_le_bytes());
@@ -109,18 +114,15 @@ impl Leaf {
             out.extend_from_slice(&frame.content_len.to_le_bytes());
             out.extend_from_slice(&frame.number.to_le_bytes());
         }
+        // Column by column, which compresses better than row by row.
         for run in &self.runs {
-            for word in [
-                run.first_page,
-                run.pages,
-                run.frame.unwrap_or(NO_FRAME),
-                run.slot,
-            ] {
-                out.extend_from_slice(&word.to_le_bytes());
-            }
+            put_varint(&mut out, run.pages);
         }
-        for hash in &self.hashes {
-            out.extend_from_slice(hash);
+        for run in &self.runs {
+            put_varint(&mut out, run.frame.map_or(0, |frame| frame + 1));
+        }
+        for run in &self.runs {
+            put_varint(&mut out, run.slot);
         }
         out
     }
@@ -135,20 +137,10 @@ impl Leaf {
         let count = |at| word(fixed, at) as usize;
         let (pages, runs, frames, packs, origins) =
             (count(8), count(12), count(16), count(20), count(24));
-        let expected = FIXED_BYTES
-            + origins * ORIGIN_BYTES
-            + packs * PACK_BYTES
-            + frames * FRAME_BYTES
-            + runs * RUN_BYTES
-            + pages * 16;
-        if pages == 0
-            || pages > PAGES_PER_LEAF
-            || runs > pages
-            || frames > pages
-            || bytes.len() != expected
-        {
-            return Err(reader.corrupted("a leaf's counts and its length disagree"));
+        if pages == 0 || pages > PAGES_PER_LEAF || runs > pages || frames > pages {
+            return Err(reader.corrupted("a leaf's counts cannot be"));
         }
+        let sum = PageSum::from_bytes(fixed[28..44].try_into().expect("16 bytes of 44"));
         let origins: Vec<Origin> = reader.rows(origins, ORIGIN_BYTES)?.map(origin).collect();
         let packs = reader
             .rows(packs, PACK_BYTES)?
@@ -165,41 +157,31 @@ impl Leaf {
             .map(|row| frame(row, &packs))
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::corrupted(key, "a leaf names a frame that cannot be"))?;
-        let runs: Vec<Run> = reader.rows(runs, RUN_BYTES)?.map(run).collect();
-        let mut next: u32 = 0;
-        for run in &runs {
-            let left = pages as u32 - next;
-            let fits = run.frame.is_none_or(|frame| {
-                frames.get(frame as usize).is_some_and(|frame| {
-                    u64::from(run.slot) + u64::from(run.pages)
-                        <= u64::from(frame.content_len) / PAGE_BYTES as u64
-                })
-            });
-            if run.first_page != next || run.pages == 0 || run.pages > left || !fits {
-                return Err(reader.corrupted("a leaf's runs do not cover its pages"));
-            }
-            next += run.pages;
+        let runs = reader.runs(runs, pages, &frames)?;
+        if !reader.rest.is_empty() {
+            return Err(reader.corrupted("bytes follow a leaf's end"));
         }
-        if next as usize != pages {
-            return Err(reader.corrupted("a leaf's runs do not cover its pages"));
-        }
-        let hashes = reader
-            .rows(pages, 16)?
-            .map(|row| row.try_into().expect("rows are 16 bytes long"))
-            .collect();
-        Ok(Self {
-            frames,
-            runs,
-            hashes,
-        })
+        Ok(Self { frames, runs, sum })
     }
 
-    /// Where each page lies: frame and slot, or `None` for zeros.
-    pub fn places(&self) -> impl Iterator<Item = Option<(u32, u32)>> + '_ {
-        self.runs.iter().flat_map(|run| {
-            (0..run.pages).map(move |page| run.frame.map(|frame| (frame, run.slot + page)))
+    /// Where the pages from `first` on lie: frame and slot, or `None` for zeros.
+    pub fn places_from(&self, first: u32) -> impl Iterator<Item = Option<(u32, u32)>> + '_ {
+        let at = self
+            .runs
+            .partition_point(|run| run.first_page + run.pages <= first);
+        self.runs[at..].iter().flat_map(move |run| {
+            let skip = first.saturating_sub(run.first_page);
+            (skip..run.pages).map(move |page| run.frame.map(|frame| (frame, run.slot + page)))
         })
     }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u32) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
 }
 
 fn word(row: &[u8], at: usize) -> u32 {
@@ -230,15 +212,6 @@ fn frame(row: &[u8], packs: &[PackId]) -> Option<FrameAt> {
     (whole && inside && sealed && (1..=PAGES_PER_FRAME).contains(&pages)).then_some(frame)
 }
 
-fn run(row: &[u8]) -> Run {
-    Run {
-        first_page: word(row, 0),
-        pages: word(row, 4),
-        frame: Some(word(row, 8)).filter(|frame| *frame != NO_FRAME),
-        slot: word(row, 12),
-    }
-}
-
 struct Reader<'a> {
     rest: &'a [u8],
     key: &'a str,
@@ -259,7 +232,61 @@ impl<'a> Reader<'a> {
     }
 
     fn rows(&mut self, count: usize, length: usize) -> Result<std::slice::ChunksExact<'a, u8>> {
-        Ok(self.take(count * length)?.chunks_exact(length))
+        let bytes = count
+            .checked_mul(length)
+            .ok_or_else(|| self.corrupted("a leaf is too short"))?;
+        Ok(self.take(bytes)?.chunks_exact(length))
+    }
+
+    /// LEB128, at most 32 bits.
+    fn varint(&mut self) -> Result<u32> {
+        let mut value: u64 = 0;
+        for shift in (0..35).step_by(7) {
+            let byte = self.take(1)?[0];
+            value |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return u32::try_from(value)
+                    .map_err(|_| self.corrupted("a leaf has a number that is too large"));
+            }
+        }
+        Err(self.corrupted("a leaf has a number that is too large"))
+    }
+
+    fn runs(&mut self, count: usize, pages: usize, frames: &[FrameAt]) -> Result<Vec<Run>> {
+        let mut runs = Vec::with_capacity(count.min(self.rest.len()));
+        let mut next = 0;
+        for _ in 0..count {
+            let length = self.varint()?;
+            if length == 0 || length as usize > pages - next as usize {
+                return Err(self.corrupted("a leaf's runs do not cover its pages"));
+            }
+            runs.push(Run {
+                first_page: next,
+                pages: length,
+                frame: None,
+                slot: 0,
+            });
+            next += length;
+        }
+        if next as usize != pages {
+            return Err(self.corrupted("a leaf's runs do not cover its pages"));
+        }
+        for run in &mut runs {
+            run.frame = self.varint()?.checked_sub(1);
+        }
+        for run in &mut runs {
+            run.slot = self.varint()?;
+            let fits = run.frame.map_or(run.slot == 0, |frame| {
+                frames.get(frame as usize).is_some_and(|frame| {
+                    u64::from(run.slot) + u64::from(run.pages)
+                        <= u64::from(frame.content_len) / PAGE_BYTES as u64
+                })
+            });
+            if !fits {
+                return Err(self.corrupted("a leaf's run lies outside its frame"));
+            }
+        }
+        Ok(runs)
     }
 }
 
@@ -300,7 +327,7 @@ mod tests {
             origins in 1u32..4,
             frames in proptest::collection::vec((0u32..4, 0u32..5, 80u32..1 << 20, 1u32..=128, any::<u64>()), 1..20),
             runs in proptest::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 1u32..200), 1..40),
-            hash in any::<u8>(),
+            sum in any::<u128>(),
         ) -> Leaf {
             let frames: Vec<FrameAt> = frames
                 .into_iter()
@@ -332,7 +359,7 @@ mod tests {
                     Run { first_page, pages, frame, slot: if zeros { 0 } else { room - pages } }
                 })
                 .collect();
-            Leaf { frames, runs, hashes: (0..next).map(|page| [hash ^ page as u8; 16]).collect() }
+            Leaf { frames, runs, sum: PageSum::from_bytes(sum.to_le_bytes()) }
         }
     }
 
@@ -345,15 +372,13 @@ mod tests {
             frame: None,
             slot: 0,
         };
-        // Their sum is 2^32.
         let leaf = Leaf {
-            frames: Vec::new(),
-            runs: (0..u32::MAX / pages + 1)
-                .map(|n| zeros(n * pages, pages))
-                .collect(),
-            hashes: vec![[0; 16]; pages as usize],
+            runs: vec![zeros(0, pages), zeros(pages, pages)],
+            ..Leaf::default()
         };
-        let decoded = Leaf::decode(&leaf.encode(), KEY);
+        let mut bytes = leaf.encode();
+        bytes[8..12].copy_from_slice(&pages.to_le_bytes());
+        let decoded = Leaf::decode(&bytes, KEY);
         assert!(matches!(decoded, Err(Error::Corrupted { .. })));
     }
 
@@ -361,10 +386,14 @@ mod tests {
         #[test]
         fn a_leaf_reads_back_as_it_was_written(leaf in any_leaf()) {
             let bytes = leaf.encode();
-            prop_assume!(leaf.frames.len() <= leaf.hashes.len());
+            prop_assume!(leaf.frames.len() <= leaf.pages());
             let read = Leaf::decode(&bytes, KEY).unwrap();
             prop_assert_eq!(&read, &leaf);
-            prop_assert_eq!(read.places().count(), leaf.hashes.len());
+            let all: Vec<_> = read.places_from(0).collect();
+            prop_assert_eq!(all.len(), leaf.pages());
+            for first in [1, leaf.pages() / 3, leaf.pages() - 1, leaf.pages()] {
+                prop_assert!(read.places_from(first as u32).eq(all[first..].iter().copied()));
+            }
         }
 
         #[test]
@@ -380,8 +409,8 @@ mod tests {
                 bytes[at] = value;
             }
             if let Ok(read) = Leaf::decode(&bytes, KEY) {
-                prop_assert_eq!(read.places().count(), read.hashes.len());
-                for (frame, slot) in read.places().flatten() {
+                prop_assert_eq!(read.places_from(0).count(), read.pages());
+                for (frame, slot) in read.places_from(0).flatten() {
                     let frame = &read.frames[frame as usize];
                     prop_assert!((slot as usize + 1) * PAGE_BYTES <= frame.content_len as usize);
                 }

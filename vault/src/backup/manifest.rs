@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use find::find_manifest;
 
 use super::leaf::PackId;
+use super::pack::Stored;
 use super::path::{check, check_distinct, in_tablespace};
 use super::{Attempt, PAGE_BYTES, PAGES_PER_LEAF};
 use crate::key::{DataKey, SALT_BYTES};
@@ -41,6 +42,8 @@ pub struct ManifestMeta {
     pub start_lsn: Lsn,
     pub stop_lsn: Lsn,
     pub completed_time: DateTime<Utc>,
+    /// When a backup of this line last read every page instead of what the log said had changed.
+    pub all_read_at: DateTime<Utc>,
     /// Byte-exact what `pg_backup_stop` returned; a restore writes it as `backup_label`.
     #[serde(with = "base64_bytes")]
     pub backup_label: Vec<u8>,
@@ -74,6 +77,11 @@ pub struct FileEntry {
 /// the frame's number within its origin. An array in JSON, since there is one for each file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeafAt(pub u32, pub u32, pub u32, pub u32, pub u64);
+
+/// Where a frame lies in an object that is named beside it: offset, sealed length, content length, and
+/// the frame's number within its origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FrameIn(pub u32, pub u32, pub u32, pub u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct StoredOrigin {
@@ -110,6 +118,9 @@ pub(crate) struct StoredPack {
     pub origin: u32,
     pub number: u32,
     pub bytes: u64,
+    /// Where a pack's index lies. Leaf objects have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<FrameIn>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,8 +147,8 @@ pub struct Manifest {
 
 /// What a writer has gathered when everything but the manifest is durable.
 pub(crate) struct Contents {
-    pub packs: Vec<(PackId, u64)>,
-    pub leaf_objects: Vec<(PackId, u64)>,
+    pub packs: Vec<(PackId, Stored)>,
+    pub leaf_objects: Vec<(PackId, Stored)>,
     pub tablespaces: Vec<Tablespace>,
     pub directories: Vec<String>,
     /// Each file with its leaves, whose object is an index into `leaf_objects`.
@@ -155,12 +166,13 @@ impl Manifest {
             .collect();
         origins.sort_unstable();
         origins.dedup();
-        let stored = |(pack, bytes): (PackId, u64)| StoredPack {
+        let stored = |(pack, Stored { bytes, index }): (PackId, Stored)| StoredPack {
             origin: origins
                 .binary_search(&pack.origin.into())
                 .expect("the table was made of these very origins") as u32,
             number: pack.number,
             bytes,
+            index,
         };
         let packs = contents.packs.into_iter().map(stored).collect();
         let leaf_objects = contents.leaf_objects.into_iter().map(stored).collect();
@@ -292,16 +304,17 @@ impl Manifest {
         objects
     }
 
-    pub(crate) fn pack_ids(&self) -> impl Iterator<Item = (PackId, u64)> + '_ {
-        self.packs
-            .iter()
-            .map(|stored| (self.pack_id(stored), stored.bytes))
+    pub(crate) fn stored_packs(&self) -> impl Iterator<Item = (PackId, Stored)> + '_ {
+        self.packs.iter().map(|pack| self.stored(pack))
     }
 
-    pub(crate) fn leaf_object_ids(&self) -> impl Iterator<Item = (PackId, u64)> + '_ {
-        self.leaf_objects
-            .iter()
-            .map(|stored| (self.pack_id(stored), stored.bytes))
+    pub(crate) fn stored_leaf_objects(&self) -> impl Iterator<Item = (PackId, Stored)> + '_ {
+        self.leaf_objects.iter().map(|object| self.stored(object))
+    }
+
+    fn stored(&self, object: &StoredPack) -> (PackId, Stored) {
+        let StoredPack { bytes, index, .. } = *object;
+        (self.pack_id(object), Stored { bytes, index })
     }
 
     /// The object of a leaf. `validate` has seen to it that it is there.
@@ -330,6 +343,13 @@ impl Manifest {
             object.origin as usize >= self.origins.len() || object.bytes > MAX_PACK_BYTES
         }) {
             return corrupted("it names an object that cannot be");
+        }
+        let has_index = |pack: &StoredPack| {
+            pack.index
+                .is_some_and(|at| u64::from(at.0) + u64::from(at.1) <= pack.bytes)
+        };
+        if !self.packs.iter().all(has_index) {
+            return corrupted("it names a pack without saying where its index is");
         }
         check_distinct(
             self.files.iter().map(|file| file.path.as_str()),

@@ -1,15 +1,17 @@
 //! A data directory in a vault (DESIGN §3.1): *pages* of 8 KiB are grouped into *frames*, frames lie
-//! in *packs*; a *leaf* says for one segment of a file where each page lies and what its hash is; the
-//! *manifest* has one line per file and names the leaves.
+//! in *packs*, each with an *index* of its pages' hashes; a *leaf* says for one segment of a file where
+//! each page lies; the *manifest* has one line per file and names the leaves.
 //!
 //! Every backup restores by itself, in one pass. A differential writes only pages whose content
 //! changed; for the others its leaves name the frames of earlier backups, and a leaf none of whose
 //! pages changed is named again as it is. Bytes: `docs/VAULT-FORMAT.md` §4 to §6.
 
 mod base;
+mod index;
 mod leaf;
 mod manifest;
 mod pack;
+mod part;
 mod path;
 mod read;
 mod restore;
@@ -24,8 +26,8 @@ use holdfast_domain::{BackupId, IncarnationId, JobId};
 
 pub use base::BaseIndex;
 pub use manifest::{FileEntry, Manifest, ManifestMeta, Tablespace, find_manifest};
+pub use part::{Changes, PageCheck};
 pub use restore::{RestoreInto, Restored, TablespaceRoot, restore_to};
-pub use segment::PageCheck;
 pub use writer::{BackupWriter, FinishedBackup, WriterProgress};
 
 /// The unit of change: PostgreSQL's page, of every server that Holdfast runs.
@@ -50,31 +52,58 @@ pub struct Attempt {
 /// The first half of a keyed BLAKE3 hash of a page.
 pub(crate) type PageHash = [u8; 16];
 
+/// Says of all pages of a leaf at once that they are the ones, each at its place. Every page adds its
+/// hash times twice its number plus one, modulo 2^128; zeros add nothing. One page can be replaced in it
+/// without looking at the others, which a root over all hashes does not allow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PageSum(u128);
+
+impl PageSum {
+    pub fn add(&mut self, page: u32, hash: &PageHash) {
+        self.0 = self.0.wrapping_add(Self::share(page, hash));
+    }
+
+    pub fn remove(&mut self, page: u32, hash: &PageHash) {
+        self.0 = self.0.wrapping_sub(Self::share(page, hash));
+    }
+
+    /// The sum of both, whichever pages they stand for.
+    pub fn merge(&mut self, other: Self) {
+        self.0 = self.0.wrapping_add(other.0);
+    }
+
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_le_bytes(bytes))
+    }
+
+    fn share(page: u32, hash: &PageHash) -> u128 {
+        u128::from_le_bytes(*hash).wrapping_mul(2 * u128::from(page) + 1)
+    }
+}
+
 /// Hashes pages under a key of the incarnation.
 #[derive(Clone)]
-pub(crate) struct PageHasher {
-    key: secrecy::zeroize::Zeroizing<[u8; 32]>,
-    zero: PageHash,
-}
+pub(crate) struct PageHasher(secrecy::zeroize::Zeroizing<[u8; 32]>);
 
 impl PageHasher {
     pub fn new(data_key: &crate::DataKey) -> Self {
-        let mut hasher = Self {
-            key: data_key.page_hash_key(),
-            zero: [0; 16],
-        };
-        hasher.zero = hasher.hash(&[0; PAGE_BYTES]);
-        hasher
+        Self(data_key.page_hash_key())
     }
 
     pub fn hash(&self, page: &[u8]) -> PageHash {
         let mut half = [0; 16];
-        half.copy_from_slice(&blake3::keyed_hash(&self.key, page).as_bytes()[..16]);
+        half.copy_from_slice(&blake3::keyed_hash(&self.0, page).as_bytes()[..16]);
         half
     }
-
-    /// The hash of a page of zeros, which is stored nowhere.
-    pub fn zero(&self) -> PageHash {
-        self.zero
-    }
 }
+
+pub(crate) fn is_zeros(page: &[u8]) -> bool {
+    // Most pages differ in their first bytes; a comparison with zeros is one memcmp for the others.
+    page[..16] == [0; 16] && page == &ZEROS[..page.len()]
+}
+
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];

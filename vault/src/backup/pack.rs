@@ -1,6 +1,6 @@
 //! Packs: frames one after the other in objects of at most 64 MiB, each put in one create-if-absent
-//! request (DESIGN §3.1, §3.4). Workers append; a pack that is full goes to the uploader and the
-//! next one begins. When the store is slower than the workers, appending waits.
+//! request (DESIGN §3.1, §3.4). Workers append; a pack that is full gets its index, goes to the uploader
+//! and the next one begins. When the store is slower than the workers, appending waits.
 
 use std::sync::Mutex;
 
@@ -9,18 +9,21 @@ use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryFutureExt};
 use tokio::sync::mpsc;
 
+use super::PageHash;
+use super::index::{MAX_PACK_PAGES, PackIndex};
 use super::leaf::PackId;
+use super::manifest::FrameIn;
 use super::read::lock;
-use crate::seal::frame::{FrameCipher, MAX_PACK_BYTES};
+use crate::seal::frame::{FrameCipher, MAX_PACK_BYTES, Sealer};
 use crate::store::{Store, put_parts_everywhere};
 use crate::{Error, Result};
 
 /// Packs are closed here, well below the format's limit, to keep a writer's memory small: one
 /// filling, one waiting, [`PUTS_IN_FLIGHT`] under way, for data and leaves together.
-const PACK_BYTES: u64 = 16 << 20;
+const PACK_BYTES: usize = 8 << 20;
 /// Leaf objects are read whole; see `read.rs`.
-const LEAF_OBJECT_BYTES: u64 = 4 << 20;
-const PUTS_IN_FLIGHT: usize = 2;
+const LEAF_OBJECT_BYTES: usize = 2 << 20;
+const PUTS_IN_FLIGHT: usize = 3;
 
 /// A pack on its way to the store.
 pub(crate) struct Pack {
@@ -28,13 +31,22 @@ pub(crate) struct Pack {
     pub key: String,
     pub parts: Vec<Bytes>,
     pub bytes: u64,
+    /// Where its index lies; leaf objects have none.
+    pub index: Option<FrameIn>,
+}
+
+/// A pack or leaf object that is in every store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stored {
+    pub bytes: u64,
+    pub index: Option<FrameIn>,
 }
 
 /// The packs of one origin and class as they fill.
 pub(crate) struct PackAppender {
     pub cipher: FrameCipher,
     key: Box<dyn Fn(u32) -> String + Send + Sync>,
-    limit: u64,
+    limit: usize,
     filling: Mutex<Filling>,
     /// `None` when closed.
     uploads: Mutex<Option<mpsc::Sender<Pack>>>,
@@ -42,8 +54,16 @@ pub(crate) struct PackAppender {
 
 struct Filling {
     number: u32,
-    parts: Vec<Bytes>,
-    bytes: u64,
+    bytes: Vec<u8>,
+    index: PackIndex,
+    /// For the index alone; workers seal with their own.
+    sealer: Sealer,
+}
+
+impl Filling {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
 }
 
 impl PackAppender {
@@ -51,7 +71,7 @@ impl PackAppender {
         cipher: FrameCipher,
         uploads: mpsc::Sender<Pack>,
         key: impl Fn(u32) -> String + Send + Sync + 'static,
-    ) -> Self {
+    ) -> Result<Self> {
         Self::new(cipher, uploads, PACK_BYTES, Box::new(key))
     }
 
@@ -59,43 +79,55 @@ impl PackAppender {
         cipher: FrameCipher,
         uploads: mpsc::Sender<Pack>,
         key: impl Fn(u32) -> String + Send + Sync + 'static,
-    ) -> Self {
+    ) -> Result<Self> {
         Self::new(cipher, uploads, LEAF_OBJECT_BYTES, Box::new(key))
     }
 
     fn new(
         cipher: FrameCipher,
         uploads: mpsc::Sender<Pack>,
-        limit: u64,
+        limit: usize,
         key: Box<dyn Fn(u32) -> String + Send + Sync>,
-    ) -> Self {
-        let header = cipher.pack_header();
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
             filling: Mutex::new(Filling {
                 number: 0,
-                bytes: header.len() as u64,
-                parts: vec![header],
+                bytes: Vec::new(),
+                index: PackIndex::default(),
+                sealer: Sealer::new()?,
             }),
             cipher,
             key,
             limit,
             uploads: Mutex::new(Some(uploads)),
-        }
+        })
     }
 
-    /// Adds a sealed frame and says where it lies. Blocks when the store is behind.
-    pub fn append(&self, frame: Bytes) -> Result<(PackId, u32)> {
+    /// Adds a sealed frame with the hashes of its pages – none in leaf objects – and says where it
+    /// lies. Blocks when the store is behind.
+    pub fn append(&self, frame: &[u8], hashes: &[PageHash]) -> Result<(PackId, u32)> {
         let mut filling = lock(&self.filling);
-        if filling.parts.len() > 1 && filling.bytes + frame.len() as u64 > self.limit {
-            let full = self.replace(&mut filling);
+        let is_full = filling.bytes.len() + frame.len() > self.limit
+            || filling.index.pages() + hashes.len() > MAX_PACK_PAGES;
+        if !filling.is_empty() && is_full {
+            let full = self.replace(&mut filling)?;
             let uploads = lock(&self.uploads).clone().ok_or(Error::Stopped)?;
             uploads.blocking_send(full).map_err(|_| Error::Stopped)?;
         }
-        let place = (self.id(filling.number), filling.bytes as u32);
-        filling.bytes += frame.len() as u64;
-        filling.parts.push(frame);
-        debug_assert!(filling.bytes <= MAX_PACK_BYTES);
-        Ok(place)
+        if filling.is_empty() {
+            filling
+                .bytes
+                .reserve_exact(self.limit.max(frame.len() + 80));
+            let header = self.cipher.pack_header();
+            filling.bytes.extend_from_slice(&header);
+        }
+        let offset = filling.bytes.len() as u32;
+        filling.bytes.extend_from_slice(frame);
+        if !hashes.is_empty() {
+            filling.index.push(offset, hashes);
+        }
+        debug_assert!(filling.bytes.len() as u64 <= MAX_PACK_BYTES);
+        Ok((self.id(filling.number), offset))
     }
 
     /// Sends off the last pack, if anything is in it. Nothing can be appended afterwards.
@@ -103,7 +135,10 @@ impl PackAppender {
         let uploads = lock(&self.uploads).take();
         let last = {
             let mut filling = lock(&self.filling);
-            (filling.parts.len() > 1).then(|| self.replace(&mut filling))
+            match filling.is_empty() {
+                true => None,
+                false => Some(self.replace(&mut filling)?),
+            }
         };
         match (uploads, last) {
             (Some(uploads), Some(last)) => uploads.send(last).await.map_err(|_| Error::Stopped),
@@ -116,20 +151,34 @@ impl PackAppender {
         lock(&self.uploads).take();
     }
 
-    fn replace(&self, filling: &mut Filling) -> Pack {
-        let header = self.cipher.pack_header();
-        let next = Filling {
-            number: filling.number + 1,
-            bytes: header.len() as u64,
-            parts: vec![header],
-        };
-        let full = std::mem::replace(filling, next);
-        Pack {
-            id: self.id(full.number),
-            key: (self.key)(full.number),
-            parts: full.parts,
-            bytes: full.bytes,
+    /// The pack as it goes up, its index at the end; the next one is empty.
+    fn replace(&self, filling: &mut Filling) -> Result<Pack> {
+        let number = filling.number;
+        filling.number += 1;
+        let frames = std::mem::take(&mut filling.bytes);
+        let index = std::mem::take(&mut filling.index);
+        let mut bytes = frames.len() as u64;
+        let mut parts = vec![Bytes::from(frames)];
+        let mut at = None;
+        if index.pages() > 0 {
+            let content = index.encode();
+            let (frame, sealed) = self.cipher.seal(&mut filling.sealer, &content)?;
+            at = Some(FrameIn(
+                bytes as u32,
+                sealed.len() as u32,
+                content.len() as u32,
+                frame,
+            ));
+            bytes += sealed.len() as u64;
+            parts.push(Bytes::copy_from_slice(sealed));
         }
+        Ok(Pack {
+            id: self.id(number),
+            key: (self.key)(number),
+            parts,
+            bytes,
+            index: at,
+        })
     }
 
     fn id(&self, number: u32) -> PackId {
@@ -146,24 +195,25 @@ pub(crate) async fn upload(
     stores: &[Store],
     packs: &mut mpsc::Receiver<Pack>,
     put: impl Fn(u64),
-) -> Result<Vec<(PackId, u64)>> {
+) -> Result<Vec<(PackId, Stored)>> {
     let mut done = Vec::new();
     let mut flying = FuturesUnordered::new();
     let mut open = true;
     while open || !flying.is_empty() {
         tokio::select! {
             pack = packs.recv(), if open && flying.len() < PUTS_IN_FLIGHT => match pack {
-                Some(Pack { id, key, parts, bytes }) => {
+                Some(Pack { id, key, parts, bytes, index }) => {
+                    let stored = Stored { bytes, index };
                     flying.push(async move {
-                        put_parts_everywhere(stores, &key, parts).map_ok(|()| (id, bytes)).await
+                        put_parts_everywhere(stores, &key, parts).map_ok(move |()| (id, stored)).await
                     });
                 }
                 None => open = false,
             },
             Some(result) = flying.next() => {
-                let (id, bytes) = result?;
-                put(bytes);
-                done.push((id, bytes));
+                let (id, stored) = result?;
+                put(stored.bytes);
+                done.push((id, stored));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Restoring a backup in one pass: leaves say which frames are needed, each is fetched once per
-//! batch of files, opened, its pages compared with their hashes, and written straight to place
-//! (RELIABILITY §5.4.3). A copy that is missing or damaged is replaced by the next vault's.
+//! batch of files, opened, and its pages are written straight to place (RELIABILITY §5.4.3). A copy that
+//! is missing or damaged is replaced by the next vault's. At the end of a leaf the sum over its pages
+//! must be the one that was recorded. While one batch is written the next one is planned.
 //!
 //! `global/pg_control` is returned, not written: the caller writes it last, so that a half restored
 //! directory can never start.
@@ -9,31 +10,33 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::leaf::{FrameAt, Leaf};
-use super::manifest::Manifest;
+use super::manifest::{FileEntry, Manifest};
 use super::path::in_tablespace;
 use super::read::{LeafReader, lock};
 use super::tree::{Owner, Tree};
-use super::{PAGE_BYTES, PAGES_PER_LEAF, PG_CONTROL, PageHasher};
+use super::{PAGE_BYTES, PAGES_PER_LEAF, PG_CONTROL, PageHasher, PageSum};
 use crate::key::DataKey;
 use crate::seal::Class;
-use crate::seal::frame::{FrameCipher, Origin};
+use crate::seal::frame::{FrameCipher, Opener};
 use crate::store::{Store, try_each};
 use crate::{Error, Result, layout};
 
-/// A batch ends when it has this many open files or pages; both bound the memory for leaves.
+/// A batch ends when it has this many open files, pages or pieces; they bound its memory. Within a
+/// batch every pack is read once, from its beginning to its end.
 const BATCH_FILES: usize = 200;
-const BATCH_PAGES: usize = PAGES_PER_LEAF;
+const BATCH_PAGES: usize = 4 * PAGES_PER_LEAF;
+const BATCH_PIECES: usize = 256 << 10;
 /// Frames that lie this close together come in one request of at most this many bytes.
 const MAX_GAP: u32 = 64 << 10;
-const MAX_FETCH: u32 = 4 << 20;
-const FETCHES_IN_FLIGHT: usize = 4;
+const MAX_FETCH: u32 = 2 << 20;
+const FETCHES_IN_FLIGHT: usize = 8;
 
 /// Where a restore goes.
 #[derive(Debug, Clone, Copy)]
@@ -82,42 +85,29 @@ pub async fn restore_to(
         stores,
         manifest,
         reader: LeafReader::new(stores.to_vec(), data_key.clone(), manifest.incarnation),
-        data_key,
         hasher: PageHasher::new(data_key),
-        ciphers: Mutex::default(),
         done: AtomicU64::new(0),
         total,
         progress: &progress,
     };
     progress(0, total);
 
-    let mut pg_control = None;
-    let mut batch = Batch::default();
-    for file in &wanted {
-        let target = if file.path == PG_CONTROL {
-            let content = Arc::new(Mutex::new(vec![0; bounded_control(file.bytes)?]));
-            pg_control = Some(content.clone());
-            Arc::new(Target::Memory(content))
-        } else {
-            Arc::new(Target::File(trees.file(&file.path, file.bytes)?))
-        };
-        batch.files += 1;
-        for (part, leaf) in file.leaves.iter().enumerate() {
-            let leaf = Arc::new(restore.reader.leaf(manifest, *leaf).await?);
-            let start = (part * PAGES_PER_LEAF * PAGE_BYTES) as u64;
-            let bytes = (file.bytes - start).min((PAGES_PER_LEAF * PAGE_BYTES) as u64);
-            restore.plan(&mut batch, &target, leaf, start, bytes)?;
-            if batch.pages >= BATCH_PAGES {
-                restore.run(std::mem::take(&mut batch)).await?;
-            }
-        }
-        if batch.files >= BATCH_FILES {
-            restore.run(std::mem::take(&mut batch)).await?;
-        }
+    let mut planner = Planner {
+        restore: &restore,
+        trees: &mut trees,
+        files: &wanted,
+        part: None,
+        pg_control: None,
+    };
+    let mut batch = planner.next().await?;
+    while !batch.is_empty() {
+        let (next, written) = futures::join!(planner.next(), restore.run(batch));
+        written?;
+        batch = next?;
     }
-    restore.run(batch).await?;
 
-    let pg_control = pg_control
+    let pg_control = planner
+        .pg_control
         .map(|content| Bytes::from(std::mem::take(&mut *lock(&content))))
         .ok_or_else(|| Error::corrupted(manifest_key(manifest), "it names no global/pg_control"))?;
     let files = wanted.len() as u64;
@@ -129,6 +119,59 @@ pub async fn restore_to(
         bytes: total,
         files,
     })
+}
+
+/// Goes through the files and says, batch by batch, what is to be read and where it goes.
+struct Planner<'a, 'b, P> {
+    restore: &'a Restore<'b, P>,
+    trees: &'a mut Trees,
+    files: &'a [&'a FileEntry],
+    /// The file at the front of `files`, when some of its leaves went into an earlier batch.
+    part: Option<(Arc<Target>, usize)>,
+    pg_control: Option<Arc<Mutex<Vec<u8>>>>,
+}
+
+impl<P: Fn(u64, u64) + Send + Sync> Planner<'_, '_, P> {
+    /// Empty at the end.
+    async fn next(&mut self) -> Result<Batch> {
+        let mut batch = Batch::default();
+        while let Some((file, later)) = self.files.split_first() {
+            let (target, done) = match self.part.take() {
+                Some(part) => part,
+                None => (Arc::new(self.target(file)?), 0),
+            };
+            batch.files += 1;
+            for (part, leaf) in file.leaves.iter().enumerate().skip(done) {
+                if batch.is_full() {
+                    self.part = Some((target, part));
+                    return Ok(batch);
+                }
+                let leaf = self
+                    .restore
+                    .reader
+                    .leaf(self.restore.manifest, *leaf)
+                    .await?;
+                let start = (part * PAGES_PER_LEAF * PAGE_BYTES) as u64;
+                let bytes = (file.bytes - start).min((PAGES_PER_LEAF * PAGE_BYTES) as u64);
+                self.restore
+                    .plan(&mut batch, &target, &leaf, start, bytes)?;
+            }
+            self.files = later;
+            if batch.is_full() {
+                break;
+            }
+        }
+        Ok(batch)
+    }
+
+    fn target(&mut self, file: &FileEntry) -> Result<Target> {
+        if file.path == PG_CONTROL {
+            let content = Arc::new(Mutex::new(vec![0; bounded_control(file.bytes)?]));
+            self.pg_control = Some(content.clone());
+            return Ok(Target::Memory(content));
+        }
+        Ok(Target::File(self.trees.file(&file.path, file.bytes)?))
+    }
 }
 
 /// PostgreSQL's control file has 8 KiB; nothing larger is held in memory.
@@ -242,7 +285,7 @@ impl Target {
 /// Consecutive pages of a frame and where they go.
 struct Piece {
     target: Arc<Target>,
-    leaf: Arc<Leaf>,
+    check: Arc<LeafCheck>,
     first_page: u32,
     pages: u32,
     slot: u32,
@@ -252,13 +295,32 @@ struct Piece {
     leaf_bytes: u64,
 }
 
+/// Compares what was written of a leaf with the sum that it recorded.
+struct LeafCheck {
+    expected: PageSum,
+    got: Mutex<PageSum>,
+    /// Pieces that are not written yet.
+    left: AtomicUsize,
+}
+
 #[derive(Default)]
 struct Batch {
     files: usize,
     pages: usize,
-    pieces: HashMap<FrameAt, Vec<Piece>>,
+    pieces: usize,
+    by_frame: HashMap<FrameAt, Vec<Piece>>,
     /// Bytes that are zeros and need no frame.
     zeros: u64,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.files == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.files >= BATCH_FILES || self.pages >= BATCH_PAGES || self.pieces >= BATCH_PIECES
+    }
 }
 
 /// Frames close together in one pack.
@@ -272,9 +334,7 @@ struct Restore<'a, P> {
     stores: &'a [Store],
     manifest: &'a Manifest,
     reader: LeafReader,
-    data_key: &'a DataKey,
     hasher: PageHasher,
-    ciphers: Mutex<HashMap<Origin, Arc<FrameCipher>>>,
     done: AtomicU64,
     total: u64,
     progress: &'a P,
@@ -285,37 +345,37 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
         &self,
         batch: &mut Batch,
         target: &Arc<Target>,
-        leaf: Arc<Leaf>,
+        leaf: &Leaf,
         leaf_start: u64,
         leaf_bytes: u64,
     ) -> Result<()> {
         let corrupted = |what: &str| Err(Error::corrupted(manifest_key(self.manifest), what));
-        if leaf.hashes.len() as u64 != leaf_bytes.div_ceil(PAGE_BYTES as u64) {
+        if leaf.pages() as u64 != leaf_bytes.div_ceil(PAGE_BYTES as u64) {
             return corrupted("a leaf has another number of pages than its file");
         }
-        batch.pages += leaf.hashes.len();
+        batch.pages += leaf.pages();
+        let stored = leaf.runs.iter().filter(|run| run.frame.is_some()).count();
+        if stored == 0 && leaf.sum != PageSum::default() {
+            return corrupted("a leaf says that all its pages are zeros and that their sum is not");
+        }
+        batch.pieces += stored;
+        let check = Arc::new(LeafCheck {
+            expected: leaf.sum,
+            got: Mutex::default(),
+            left: AtomicUsize::new(stored),
+        });
         for run in &leaf.runs {
-            let first = run.first_page as usize;
             let Some(frame) = run.frame else {
-                let zero = self.hasher.zero();
-                if leaf.hashes[first..first + run.pages as usize]
-                    .iter()
-                    .any(|hash| *hash != zero)
-                {
-                    return corrupted(
-                        "a leaf says that a page is zeros and that its hash is another",
-                    );
-                }
                 batch.zeros += bytes_of(run.first_page, run.pages, leaf_bytes);
                 continue;
             };
             batch
-                .pieces
+                .by_frame
                 .entry(leaf.frames[frame as usize])
                 .or_default()
                 .push(Piece {
                     target: target.clone(),
-                    leaf: leaf.clone(),
+                    check: check.clone(),
                     first_page: run.first_page,
                     pages: run.pages,
                     slot: run.slot,
@@ -328,7 +388,7 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
 
     async fn run(&self, batch: Batch) -> Result<()> {
         self.advance(batch.zeros);
-        let mut frames: Vec<_> = batch.pieces.into_iter().collect();
+        let mut frames: Vec<_> = batch.by_frame.into_iter().collect();
         frames.sort_unstable_by_key(|(frame, _)| (frame.pack, frame.offset));
         let mut fetches: Vec<Fetch> = Vec::new();
         for (frame, pieces) in frames {
@@ -367,8 +427,8 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
             pack.number,
         )
         .into();
-        let cipher = self.cipher(pack.origin)?;
-        let written = try_each(self.stores, |store| {
+        let cipher = self.reader.cipher(Class::Pack, pack.origin)?;
+        let (written, as_recorded) = try_each(self.stores, |store| {
             let (key, cipher, fetch, hasher) = (
                 key.clone(),
                 cipher.clone(),
@@ -386,22 +446,12 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
             }
         })
         .await?;
+        if !as_recorded {
+            let what = "the restored pages are not the ones that the backup recorded";
+            return Err(Error::corrupted(&*key, what));
+        }
         self.advance(written);
         Ok(())
-    }
-
-    fn cipher(&self, origin: Origin) -> Result<Arc<FrameCipher>> {
-        let mut ciphers = lock(&self.ciphers);
-        if let Some(cipher) = ciphers.get(&origin) {
-            return Ok(cipher.clone());
-        }
-        let cipher = FrameCipher::new(
-            self.data_key,
-            Class::Pack,
-            self.manifest.incarnation,
-            origin,
-        )?;
-        Ok(ciphers.entry(origin).or_insert(Arc::new(cipher)).clone())
     }
 
     fn advance(&self, bytes: u64) {
@@ -410,42 +460,51 @@ impl<P: Fn(u64, u64) + Send + Sync> Restore<'_, P> {
     }
 }
 
-/// Opens the frames of a fetched range and writes their pages. Runs on a blocking thread.
+/// Opens the frames of a fetched range and writes their pages. Says how many bytes it wrote, and whether
+/// every leaf that ended with them has its sum. Runs on a blocking thread.
 fn write_frames(
     fetch: &Fetch,
     bytes: &[u8],
     cipher: &FrameCipher,
     hasher: &PageHasher,
     key: &str,
-) -> Result<u64> {
+) -> Result<(u64, bool)> {
     let mut written = 0;
+    let mut sums: Vec<(&Arc<LeafCheck>, PageSum)> = Vec::new();
+    let mut opener = Opener::new()?;
     for (frame, pieces) in &fetch.frames {
         let at = (frame.offset - fetch.start) as usize;
         let content = cipher.open(
+            &mut opener,
             frame.number,
             frame.content_len as usize,
             &bytes[at..at + frame.sealed_len as usize],
             key,
         )?;
         for piece in pieces {
-            let first = piece.first_page as usize;
             let start = piece.slot as usize * PAGE_BYTES;
             let pages = &content[start..start + piece.pages as usize * PAGE_BYTES];
+            let mut sum = PageSum::default();
             for (index, page) in pages.chunks_exact(PAGE_BYTES).enumerate() {
-                if hasher.hash(page) != piece.leaf.hashes[first + index] {
-                    return Err(Error::corrupted(
-                        key,
-                        "a page's hash is not the one that was recorded",
-                    ));
-                }
+                sum.add(piece.first_page + index as u32, &hasher.hash(page));
             }
             let length = bytes_of(piece.first_page, piece.pages, piece.leaf_bytes);
             let at = piece.leaf_start + u64::from(piece.first_page) * PAGE_BYTES as u64;
             piece.target.write(at, &pages[..length as usize])?;
             written += length;
+            sums.push((&piece.check, sum));
         }
     }
-    Ok(written)
+    // Only now: what a bad copy made us write is written again from the next one, and counts once.
+    let mut as_recorded = true;
+    for (check, sum) in sums {
+        let mut got = lock(&check.got);
+        got.merge(sum);
+        if check.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            as_recorded &= *got == check.expected;
+        }
+    }
+    Ok((written, as_recorded))
 }
 
 /// How many bytes of the file these pages are; its last page may be short.

@@ -64,7 +64,21 @@ impl Site {
             Some(named) => self.base(named).await,
             None => None,
         };
-        self.back_up_as(self.attempt(), files, base).await
+        self.back_up_as(self.attempt(), files, base, |_| Changes::Unknown)
+            .await
+    }
+
+    /// With what is known of the changes since the base.
+    async fn back_up_knowing(
+        &self,
+        files: &Files,
+        base: &ManifestRef,
+        changes: impl Fn(&str) -> Changes,
+    ) -> FinishedBackup {
+        let base = self.base(base).await;
+        self.back_up_as(self.attempt(), files, base, changes)
+            .await
+            .unwrap()
     }
 
     async fn back_up_as(
@@ -72,6 +86,7 @@ impl Site {
         attempt: Attempt,
         files: &Files,
         base: Option<BaseIndex>,
+        changes: impl Fn(&str) -> Changes,
     ) -> Result<FinishedBackup> {
         let writer = BackupWriter::new(self.stores.clone(), self.key.clone(), attempt, base)?;
         for (path, content) in files {
@@ -83,7 +98,13 @@ impl Site {
             }
             if path.starts_with("base/") {
                 writer
-                    .add_relation_segment(path, on_disk(content), content.len() as u64, None)
+                    .add_relation_segment(
+                        path,
+                        on_disk(content),
+                        content.len() as u64,
+                        None,
+                        changes(path),
+                    )
                     .await?;
             } else {
                 writer.add_bytes(path, Bytes::from(content.clone())).await?;
@@ -230,6 +251,7 @@ fn meta() -> ManifestMeta {
         start_lsn: Lsn(0x0200_0028),
         stop_lsn: Lsn(0x0200_0100),
         completed_time: DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap(),
+        all_read_at: DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap(),
         backup_label: b"START WAL LOCATION: 0/2000028\n\xff".to_vec(),
         tablespace_map: Some(b"16385 /somewhere/else\n".to_vec()),
         wrapped_key: WrappedKey {

@@ -3,29 +3,32 @@
 //!
 //! Twice: another attempt has another epoch and other keys. Half: without a manifest nothing of it
 //! is a backup; the leavings carry job and epoch and are pruned by them. Dropping a writer stops it.
-//! Memory: two workers' frames, at most five packs of 16 MiB, leaves in the making – whatever the
-//! size of the database.
+//! Memory: 4 MiB for each worker, at most five packs of 8 MiB, leaves in the making, 20 MiB of the base's
+//! leaves and indexes – whatever the size of the database.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use holdfast_domain::job::{ManifestRef, ObjectRef};
+use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::base::{BaseIndex, BaseLeaf};
+use super::index::PackIndex;
 use super::leaf::{FrameAt, Leaf, PackId};
 use super::manifest::{
     Contents, FileEntry, LeafAt, Manifest, ManifestMeta, Tablespace, find_manifest,
 };
-use super::pack::{Pack, PackAppender, upload};
+use super::pack::{Pack, PackAppender, Stored, upload};
+use super::part::{Changes, LeafSlot, PageCheck, Part, Source};
 use super::read::lock;
-use super::segment::{LeafSlot, PageCheck, Source, Task, Worker};
+use super::segment::{Task, Worker};
 use super::{Attempt, PAGE_BYTES, PAGES_PER_LEAF, PageHasher, path};
 use crate::key::DataKey;
 use crate::seal::Class;
@@ -49,10 +52,13 @@ pub struct FinishedBackup {
     pub meta: ManifestMeta,
 }
 
+/// How far a backup is, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriterProgress {
+    /// Of the files added so far, what is done with: read and compared, or known to be unchanged.
+    pub bytes_done: u64,
+    /// What was really read for that.
     pub bytes_read: u64,
-    pub files: u64,
     pub stored_bytes: u64,
 }
 
@@ -68,18 +74,22 @@ pub struct BackupWriter {
     tablespaces: Mutex<BTreeMap<u32, String>>,
 }
 
-/// The packs that are in the stores, with their sizes.
-type Uploaded = Vec<(PackId, u64)>;
+/// The packs that are in the stores.
+type Uploaded = Vec<(PackId, Stored)>;
 
 /// What workers share.
 pub(crate) struct Shared {
     pub hasher: PageHasher,
     pub pages: PackAppender,
     pub leaves: PackAppender,
-    pub bytes_read: AtomicU64,
-    pub files_done: AtomicU64,
-    /// A file was read to its end, or the work stopped.
+    bytes_done: AtomicU64,
+    bytes_read: AtomicU64,
+    stripes_added: AtomicU64,
+    stripes_done: AtomicU64,
+    /// A stripe is done with, or the work stopped.
     turned: Notify,
+    /// Pages that differ from the base's, by file, of files whose changes are to be remembered.
+    changed: Mutex<HashMap<Arc<str>, RoaringBitmap>>,
     stored_bytes: AtomicU64,
     base: Option<BaseIndex>,
     runtime: Handle,
@@ -122,13 +132,16 @@ impl BackupWriter {
             hasher: PageHasher::new(&data_key),
             pages: PackAppender::of_pages(cipher(Class::Pack)?, uploads.clone(), move |number| {
                 layout::pack(incarnation, job, epoch, number)
-            }),
+            })?,
             leaves: PackAppender::of_leaves(cipher(Class::Leaves)?, uploads, move |number| {
                 layout::leaves(incarnation, job, epoch, number)
-            }),
+            })?,
+            bytes_done: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
-            files_done: AtomicU64::new(0),
+            stripes_added: AtomicU64::new(0),
+            stripes_done: AtomicU64::new(0),
             turned: Notify::new(),
+            changed: Mutex::default(),
             stored_bytes: AtomicU64::new(0),
             base,
             runtime: Handle::current(),
@@ -168,19 +181,23 @@ impl BackupWriter {
         file: File,
         bytes: u64,
         check: Option<PageCheck>,
+        changes: Changes,
     ) -> Result<()> {
-        self.add(path, Source::File(file), bytes, check).await
+        self.add(path, Source::File(file), bytes, check, changes)
+            .await
     }
 
     /// A file as it is, of the length it had when it was opened.
     pub async fn add_file(&self, path: &str, file: File, bytes: u64) -> Result<()> {
-        self.add(path, Source::File(file), bytes, None).await
+        self.add(path, Source::File(file), bytes, None, Changes::Unknown)
+            .await
     }
 
     /// A file whose content was read already.
     pub async fn add_bytes(&self, path: &str, content: Bytes) -> Result<()> {
         let bytes = content.len() as u64;
-        self.add(path, Source::Bytes(content), bytes, None).await
+        self.add(path, Source::Bytes(content), bytes, None, Changes::Unknown)
+            .await
     }
 
     pub fn add_dir(&self, path: &str) -> Result<()> {
@@ -197,10 +214,17 @@ impl BackupWriter {
     #[must_use]
     pub fn progress(&self) -> WriterProgress {
         WriterProgress {
+            bytes_done: self.shared.bytes_done.load(Ordering::Relaxed),
             bytes_read: self.shared.bytes_read.load(Ordering::Relaxed),
-            files: self.shared.files_done.load(Ordering::Relaxed),
             stored_bytes: self.shared.stored_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Pages found to differ from the base's, by file, of files added with [`Changes::Remember`].
+    /// Whole after [`Self::settle`].
+    #[must_use]
+    pub fn take_changed(&self) -> HashMap<Arc<str>, RoaringBitmap> {
+        std::mem::take(&mut lock(&self.shared.changed))
     }
 
     async fn add(
@@ -209,27 +233,44 @@ impl BackupWriter {
         source: Source,
         bytes: u64,
         check: Option<PageCheck>,
+        changes: Changes,
     ) -> Result<()> {
         path::check(path)?;
+        let part_bytes = (PAGE_BYTES * PAGES_PER_LEAF) as u64;
+        let parts = bytes.div_ceil(part_bytes) as usize;
         let file = {
             let mut named = lock(&self.shared.named);
-            let leaves = bytes.div_ceil((PAGE_BYTES * PAGES_PER_LEAF) as u64) as usize;
             named.files.push(NamedFile {
                 path: path.to_owned(),
                 bytes,
-                leaves: vec![None; leaves],
+                leaves: vec![None; parts],
             });
             named.files.len() - 1
         };
-        let task = Task {
-            file,
-            path: path.to_owned(),
-            source,
-            bytes,
-            check,
-        };
+        let (path, source): (Arc<str>, _) = (path.into(), Arc::new(source));
+        for part in 0..parts {
+            let start = part as u64 * part_bytes;
+            let part = Arc::new(Part::new(
+                LeafSlot { file, part },
+                path.clone(),
+                source.clone(),
+                start,
+                (bytes - start).min(part_bytes),
+                check.clone(),
+                changes.clone(),
+            ));
+            for stripe in 0..part.stripes() {
+                let part = part.clone();
+                self.send(Task { part, stripe }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, task: Task) -> Result<()> {
         match &self.tasks {
             Some(tasks) if !self.shared.is_stopped() => {
+                self.shared.stripes_added.fetch_add(1, Ordering::Release);
                 tasks.send(task).await.map_err(|_| self.shared.failure())
             }
             _ => Err(self.shared.failure()),
@@ -247,8 +288,8 @@ impl BackupWriter {
             if self.shared.is_stopped() {
                 return Err(self.shared.failure());
             }
-            let added = lock(&self.shared.named).files.len() as u64;
-            if self.shared.files_done.load(Ordering::Acquire) == added {
+            let added = self.shared.stripes_added.load(Ordering::Acquire);
+            if self.shared.stripes_done.load(Ordering::Acquire) == added {
                 return Ok(());
             }
             turned.await;
@@ -318,7 +359,7 @@ impl BackupWriter {
         self.contents(uploaded.into_iter().collect())
     }
 
-    fn contents(&self, uploaded: BTreeMap<PackId, u64>) -> Result<Contents> {
+    fn contents(&self, uploaded: BTreeMap<PackId, Stored>) -> Result<Contents> {
         let incomplete = || {
             Error::io(
                 "a backup was closed before it was whole",
@@ -328,31 +369,26 @@ impl BackupWriter {
         let mut named = std::mem::take(&mut *lock(&self.shared.named));
         named.files.sort_by(|a, b| a.path.cmp(&b.path));
         let base = self.shared.base.as_ref();
-        let bytes_of_pack = |pack: &PackId| {
-            uploaded
-                .get(pack)
-                .copied()
-                .or_else(|| base?.pack_bytes(pack))
-        };
-        let bytes_of_leaves = |object: &PackId| {
+        let pack = |pack: &PackId| uploaded.get(pack).copied().or_else(|| base?.pack(pack));
+        let leaf_object = |object: &PackId| {
             uploaded
                 .get(object)
                 .copied()
-                .or_else(|| base?.leaf_object_bytes(object))
+                .or_else(|| base?.leaf_object(object))
         };
         let used: BTreeSet<PackId> = named
             .files
             .iter()
             .flat_map(|file| file.leaves.iter().flatten().map(|leaf| leaf.pack))
             .collect();
-        let with_bytes = |ids: BTreeSet<PackId>, bytes: &dyn Fn(&PackId) -> Option<u64>| {
+        let stored = |ids: BTreeSet<PackId>, look_up: &dyn Fn(&PackId) -> Option<Stored>| {
             ids.into_iter()
-                .map(|id| bytes(&id).map(|bytes| (id, bytes)))
+                .map(|id| look_up(&id).map(|stored| (id, stored)))
                 .collect::<Option<Vec<_>>>()
                 .ok_or_else(incomplete)
         };
-        let packs = with_bytes(named.packs, &bytes_of_pack)?;
-        let leaf_objects = with_bytes(used, &bytes_of_leaves)?;
+        let packs = stored(named.packs, &pack)?;
+        let leaf_objects = stored(used, &leaf_object)?;
         let files = named
             .files
             .into_iter()
@@ -393,7 +429,7 @@ impl BackupWriter {
                 .into_iter()
                 .collect(),
             files,
-            stored_bytes: uploaded.values().sum(),
+            stored_bytes: uploaded.values().map(|stored| stored.bytes).sum(),
         })
     }
 }
@@ -419,10 +455,25 @@ impl Shared {
         self.turned.notify_waiters();
     }
 
-    /// A worker has read a file to its end.
-    pub fn file_done(&self) {
-        self.files_done.fetch_add(1, Ordering::Release);
+    pub fn read(&self, bytes: u64) {
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn covered(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A worker has read a stripe to its end.
+    pub fn stripe_done(&self) {
+        self.stripes_done.fetch_add(1, Ordering::Release);
         self.turned.notify_waiters();
+    }
+
+    pub fn remember_changed(&self, part: &Part, page: u32) {
+        lock(&self.changed)
+            .entry(part.path.clone())
+            .or_default()
+            .insert(part.first_page() + page);
     }
 
     fn fail(&self, error: Error) {
@@ -442,6 +493,16 @@ impl Shared {
             Some(base) => self
                 .runtime
                 .block_on(self.stopped.run_until_cancelled(base.leaf(path, part)))
+                .unwrap_or(Err(Error::Stopped)),
+            None => Ok(None),
+        }
+    }
+
+    pub fn base_index(&self, pack: PackId) -> Result<Option<Arc<PackIndex>>> {
+        match &self.base {
+            Some(base) => self
+                .runtime
+                .block_on(self.stopped.run_until_cancelled(base.index(pack)))
                 .unwrap_or(Err(Error::Stopped)),
             None => Ok(None),
         }
@@ -480,7 +541,7 @@ async fn put_packs(
     shared: Arc<Shared>,
     stores: Vec<Store>,
     mut packs: mpsc::Receiver<Pack>,
-) -> Result<Vec<(PackId, u64)>> {
+) -> Result<Uploaded> {
     let put = |bytes| {
         shared.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     };
@@ -489,10 +550,32 @@ async fn put_packs(
         .inspect_err(|error| shared.fail(error.clone()))
 }
 
-/// A worker that panics takes a file with it that nobody else will finish: whoever waits must know.
-struct Unwinding<'a>(&'a Shared);
+/// A worker's life: stripes until there are no more, or until something goes wrong anywhere.
+fn work(shared: &Arc<Shared>, queue: &Mutex<mpsc::Receiver<Task>>) {
+    let _watch = Watch(shared);
+    let result = (|| {
+        let mut worker = Worker::new(shared.clone())?;
+        let next = || lock(queue).blocking_recv();
+        while let Some(task) = next() {
+            if shared.is_stopped() {
+                return Err(Error::Stopped);
+            }
+            worker.store(task)?;
+        }
+        match shared.is_stopped() {
+            true => Err(Error::Stopped),
+            false => worker.finish(),
+        }
+    })();
+    if let Err(error) = result {
+        shared.fail(error);
+    }
+}
 
-impl Drop for Unwinding<'_> {
+/// A worker that panics stops the others, and whoever waits for it.
+struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.fail(Error::io(
@@ -500,26 +583,5 @@ impl Drop for Unwinding<'_> {
                 std::io::Error::other("it panicked"),
             ));
         }
-    }
-}
-
-/// A worker's life: files until there are no more, or until something goes wrong anywhere.
-fn work(shared: &Arc<Shared>, queue: &Mutex<mpsc::Receiver<Task>>) {
-    let _guard = Unwinding(shared);
-    let mut worker = Worker::new(shared.clone());
-    let next = || lock(queue).blocking_recv();
-    while let Some(task) = next() {
-        if shared.is_stopped() {
-            return;
-        }
-        if let Err(error) = worker.store(&task) {
-            shared.fail(error);
-            return;
-        }
-    }
-    if !shared.is_stopped()
-        && let Err(error) = worker.finish()
-    {
-        shared.fail(error);
     }
 }

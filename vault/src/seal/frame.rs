@@ -11,7 +11,8 @@ use aws_lc_rs::aead;
 use bytes::Bytes;
 use holdfast_domain::{IncarnationId, JobId};
 
-use super::{Class, Encoding, Header, TAG_BYTES, compress, decompress};
+use super::compressor::Compressor;
+use super::{Class, Encoding, Header, TAG_BYTES};
 use crate::key::{DataKey, SALT_BYTES, crypto_failed, random};
 use crate::{Error, Result};
 
@@ -31,6 +32,40 @@ pub struct Origin {
     pub job: JobId,
     pub epoch: i64,
     pub salt: [u8; SALT_BYTES],
+}
+
+/// What sealing needs and may keep from frame to frame: one for each worker.
+pub struct Sealer {
+    compressor: Compressor,
+    sealed: Vec<u8>,
+}
+
+impl Sealer {
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            compressor: Compressor::new()?,
+            sealed: Vec::new(),
+        })
+    }
+}
+
+/// What opening needs and may keep from frame to frame.
+pub struct Opener {
+    zstd: zstd::bulk::Decompressor<'static>,
+    payload: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Opener {
+    pub fn new() -> Result<Self> {
+        let zstd = zstd::bulk::Decompressor::new()
+            .map_err(|error| Error::io("decompression cannot be set up", error))?;
+        Ok(Self {
+            zstd,
+            payload: Vec::new(),
+            content: Vec::new(),
+        })
+    }
 }
 
 /// Seals and opens the frames of one origin and class.
@@ -89,39 +124,49 @@ impl FrameCipher {
         Bytes::copy_from_slice(&self.header.encode())
     }
 
-    /// Compresses and seals one frame, and says its number.
-    pub fn seal(&self, content: &[u8]) -> Result<(u64, Bytes)> {
+    /// Compresses and seals one frame, and says its number. The bytes are the sealer's until its next frame.
+    pub fn seal<'a>(&self, sealer: &'a mut Sealer, content: &[u8]) -> Result<(u64, &'a [u8])> {
         if content.is_empty() || content.len() > MAX_FRAME_CONTENT {
             return Err(Error::refused("a frame has between one byte and 16 MiB"));
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (encoding, packed) = compress(content)?;
-        let payload = packed.as_deref().unwrap_or(content);
-        let header = frame_header(number, content.len(), payload.len(), encoding);
-        let mut sealed = Vec::with_capacity(FRAME_OVERHEAD + payload.len());
-        sealed.extend_from_slice(&header);
-        sealed.extend_from_slice(payload);
+        let room = FRAME_OVERHEAD + content.len();
+        if sealer.sealed.len() < room {
+            sealer.sealed.resize(room, 0);
+        }
+        let payload = &mut sealer.sealed[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + content.len()];
+        let (encoding, length) = match sealer.compressor.compress(content, payload) {
+            Some(length) => (Encoding::Zstd, length),
+            None => {
+                payload.copy_from_slice(content);
+                (Encoding::Raw, content.len())
+            }
+        };
+        let header = frame_header(number, content.len(), length, encoding);
+        let (tag_at, end) = (FRAME_HEADER_BYTES + length, FRAME_OVERHEAD + length);
+        sealer.sealed[..FRAME_HEADER_BYTES].copy_from_slice(&header);
         let tag = self
             .cipher
             .seal_in_place_separate_tag(
                 nonce(number),
                 self.frame_aad(&header),
-                &mut sealed[FRAME_HEADER_BYTES..],
+                &mut sealer.sealed[FRAME_HEADER_BYTES..tag_at],
             )
             .map_err(|_| crypto_failed())?;
-        sealed.extend_from_slice(tag.as_ref());
-        Ok((number, Bytes::from(sealed)))
+        sealer.sealed[tag_at..end].copy_from_slice(tag.as_ref());
+        Ok((number, &sealer.sealed[..end]))
     }
 
     /// Opens the frame that these bytes are. `number` and `content_len` are what the leaf or the
-    /// manifest says; what the pack says must agree.
-    pub fn open(
+    /// manifest says; what the pack says must agree. The content is the opener's until its next frame.
+    pub fn open<'a>(
         &self,
+        opener: &'a mut Opener,
         number: u64,
         content_len: usize,
         sealed: &[u8],
         key: &str,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<&'a [u8]> {
         let Some((header, rest)) = sealed.split_first_chunk::<FRAME_HEADER_BYTES>() else {
             return Err(Error::corrupted(key, "a frame is shorter than its header"));
         };
@@ -137,15 +182,33 @@ impl FrameCipher {
                 "a frame is not the one that was named",
             ));
         }
-        let mut payload = rest.to_vec();
+        opener.payload.clear();
+        opener.payload.extend_from_slice(rest);
         let opened = self
             .cipher
-            .open_in_place(nonce(number), self.frame_aad(header), &mut payload)
+            .open_in_place(
+                nonce(number),
+                self.frame_aad(header),
+                &mut opener.payload[..],
+            )
             .map_err(|_| Error::corrupted(key, "a frame's authentication tag does not match"))?
             .len();
-        payload.truncate(opened);
+        let payload = &opener.payload[..opened];
         match encoding {
-            Encoding::Zstd => decompress(&payload, content_len, key),
+            // Never beyond `content_len`, whatever the compressed bytes would expand to.
+            Encoding::Zstd => {
+                if opener.content.len() < content_len {
+                    opener.content.resize(content_len, 0);
+                }
+                let content = &mut opener.content[..content_len];
+                match opener.zstd.decompress_to_buffer(payload, content) {
+                    Ok(length) if length == content_len => Ok(content),
+                    _ => Err(Error::corrupted(
+                        key,
+                        "a frame does not decompress to what its header says",
+                    )),
+                }
+            }
             Encoding::Raw if payload.len() == content_len => Ok(payload),
             Encoding::Raw => Err(Error::corrupted(
                 key,
@@ -193,31 +256,42 @@ mod tests {
         let data_key = DataKey::generate().unwrap();
         let (incarnation, job) = (IncarnationId::new(), JobId::new());
         let writer = FrameCipher::create(&data_key, Class::Pack, incarnation, job, 3).unwrap();
-        let (first, a) = writer.seal(&[1; 8192]).unwrap();
-        let (second, b) = writer.seal(&[2; 8192]).unwrap();
+        let mut sealer = Sealer::new().unwrap();
+        let mut seal = |content: &[u8]| {
+            let (number, sealed) = writer.seal(&mut sealer, content).unwrap();
+            (number, sealed.to_vec())
+        };
+        let (first, a) = seal(&[1; 8192]);
+        let (second, b) = seal(&[2; 8192]);
         assert_ne!(first, second);
 
         let reader =
             FrameCipher::new(&data_key, Class::Pack, incarnation, writer.origin()).unwrap();
-        assert_eq!(reader.open(first, 8192, &a, KEY).unwrap(), [1; 8192]);
-        let corrupted = |result| matches!(result, Err(Error::Corrupted { .. }));
+        let mut opener = Opener::new().unwrap();
+        let open = |cipher: &FrameCipher, opener: &mut Opener, length, sealed: &[u8]| {
+            cipher
+                .open(opener, first, length, sealed, KEY)
+                .map(<[u8]>::to_vec)
+        };
+        assert_eq!(open(&reader, &mut opener, 8192, &a).unwrap(), [1; 8192]);
+        let corrupted = |result: Result<Vec<u8>>| matches!(result, Err(Error::Corrupted { .. }));
         assert!(
-            corrupted(reader.open(first, 8192, &b, KEY)),
+            corrupted(open(&reader, &mut opener, 8192, &b)),
             "another frame in its place"
         );
         assert!(
-            corrupted(reader.open(first, 4096, &a, KEY)),
+            corrupted(open(&reader, &mut opener, 4096, &a)),
             "another length than named"
         );
         for at in 0..a.len() {
-            let mut flipped = a.to_vec();
+            let mut flipped = a.clone();
             flipped[at] ^= 0x10;
             assert!(
-                corrupted(reader.open(first, 8192, &flipped, KEY)),
+                corrupted(open(&reader, &mut opener, 8192, &flipped)),
                 "bit at {at}"
             );
             assert!(
-                corrupted(reader.open(first, 8192, &a[..at], KEY)),
+                corrupted(open(&reader, &mut opener, 8192, &a[..at])),
                 "cut at {at}"
             );
         }
@@ -229,13 +303,13 @@ mod tests {
         )
         .unwrap();
         assert!(
-            corrupted(elsewhere.open(first, 8192, &a, KEY)),
+            corrupted(open(&elsewhere, &mut opener, 8192, &a)),
             "another server's pack"
         );
         let leaves =
             FrameCipher::new(&data_key, Class::Leaves, incarnation, writer.origin()).unwrap();
         assert!(
-            corrupted(leaves.open(first, 8192, &a, KEY)),
+            corrupted(open(&leaves, &mut opener, 8192, &a)),
             "another class"
         );
     }

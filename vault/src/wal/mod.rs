@@ -4,6 +4,7 @@
 //! says which commits end in it ([`object`]). The [`walker`] finds those while the bytes stream by, and
 //! again when a restore has to turn an instant into a position ([`target`], RELIABILITY §5.5).
 
+pub mod blocks;
 pub mod counting;
 pub mod history;
 pub mod object;

@@ -1,6 +1,6 @@
 //! One WAL record as far as Holdfast looks into it: header, first block's relation, commit stamp.
 //!
-//! Only the first bytes of a record are ever kept ([`PREFIX_BYTES`]); bodies, which may be as large as
+//! Only the first bytes of a record are ever kept (`PREFIX_BYTES`); bodies, which may be as large as
 //! a gigabyte, run past. Everything read from a body is optional: a record whose CRC is right but
 //! whose body reads strangely simply has no relation, and so counts as a modification.
 //! Source: PostgreSQL's `access/xlogrecord.h`, `access/xact.h`, `replication/message.h`, 13 to 18.
@@ -13,8 +13,8 @@ use super::page::Dialect;
 
 /// The fixed header before every record's body.
 pub const HEADER_BYTES: usize = 24;
-/// Header plus what the longest way to a commit stamp or a first block's relation needs.
-pub(super) const PREFIX_BYTES: usize = 80;
+/// Header plus the most that 33 block references take, and what comes before the main data.
+pub(super) const PREFIX_BYTES: usize = HEADER_BYTES + super::blocks::MOST_REFERENCE_BYTES;
 /// No version writes a record of a gigabyte or more.
 pub(super) const LARGEST_BYTES: u32 = 1 << 30;
 /// Microseconds from 1970 to 2000-01-01, where PostgreSQL's time begins.

@@ -1,13 +1,14 @@
 //! Reads record after record out of WAL that comes in pieces of any size.
 //!
-//! The walker sees every byte once, keeps the first few dozen of each record and the running CRC, and
-//! never more: a gigabyte of record costs as much memory as a commit. It believes nothing: each page
+//! The walker sees every byte once, keeps the first few hundred of a record – its block references – and
+//! the running CRC, and never more: a gigabyte of record costs as much memory as a commit. It believes nothing: each page
 //! address, continuation, back link and CRC is checked, and the first byte that cannot be right ends
 //! the walk with its LSN. On a stopped server that place *is* the end of the log (RELIABILITY §5.3.6);
 //! in a stream it is damage. Rules: PostgreSQL's manual, "WAL Internals", `xlogreader.c` (as facts).
 
 use holdfast_domain::{Lsn, Timeline};
 
+use super::blocks::Head;
 use super::page::{self, Dialect, LONG_HEADER_BYTES, PAGE_BYTES};
 use super::record::{self, HEADER_BYTES, LARGEST_BYTES, PREFIX_BYTES, Record, RecordHeader};
 
@@ -62,6 +63,8 @@ pub struct Walker {
     first_start: Option<Lsn>,
     valid_end: Lsn,
     step: Step,
+    /// The newest record's, for the next one.
+    spare: Option<Box<Partial>>,
     /// Bytes of a page header that has not come completely.
     header: [u8; LONG_HEADER_BYTES],
     header_have: usize,
@@ -127,6 +130,7 @@ impl Walker {
             first_start: None,
             valid_end: at,
             step,
+            spare: None,
             header: [0; LONG_HEADER_BYTES],
             header_have: 0,
             invalid: None,
@@ -197,10 +201,15 @@ impl Walker {
 
     /// Takes the next bytes and hands each record over as soon as its last byte is there.
     /// After an error the walker stays where the error is.
-    pub fn feed(
+    pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Record)) -> Result<(), InvalidWal> {
+        self.feed_with_heads(bytes, |record, _| each(record))
+    }
+
+    /// The same, with the beginning of each record's body for those who look into it.
+    pub fn feed_with_heads(
         &mut self,
         mut bytes: &[u8],
-        mut each: impl FnMut(Record),
+        mut each: impl FnMut(Record, Head<'_>),
     ) -> Result<(), InvalidWal> {
         if let Some(invalid) = self.invalid {
             return Err(invalid);
@@ -221,7 +230,7 @@ impl Walker {
     fn advance(
         &mut self,
         bytes: &[u8],
-        each: &mut impl FnMut(Record),
+        each: &mut impl FnMut(Record, Head<'_>),
     ) -> Result<usize, (Lsn, Fault)> {
         if matches!(self.step, Step::Ended) {
             return Ok(bytes.len());
@@ -255,13 +264,18 @@ impl Walker {
                     return Ok(clamp(padding, available));
                 }
                 self.first_start.get_or_insert(self.at);
-                self.step = Step::Record(Box::new(Partial {
-                    start: self.at,
-                    prefix: [0; PREFIX_BYTES],
-                    seen: 0,
-                    header: None,
-                    body_crc: 0,
-                }));
+                let mut partial = self.spare.take().unwrap_or_else(|| {
+                    Box::new(Partial {
+                        start: self.at,
+                        prefix: [0; PREFIX_BYTES],
+                        seen: 0,
+                        header: None,
+                        body_crc: 0,
+                    })
+                });
+                partial.start = self.at;
+                (partial.seen, partial.header, partial.body_crc) = (0, None, 0);
+                self.step = Step::Record(partial);
                 self.record_bytes(available, each)
             }
             Step::Record(_) => self.record_bytes(available, each),
@@ -353,7 +367,7 @@ impl Walker {
     fn record_bytes(
         &mut self,
         bytes: &[u8],
-        each: &mut impl FnMut(Record),
+        each: &mut impl FnMut(Record, Head<'_>),
     ) -> Result<usize, (Lsn, Fault)> {
         let Step::Record(partial) = &mut self.step else {
             return Ok(bytes.len());
@@ -419,7 +433,7 @@ impl Walker {
     fn record_complete(
         &mut self,
         taken: usize,
-        each: &mut impl FnMut(Record),
+        each: &mut impl FnMut(Record, Head<'_>),
     ) -> Result<usize, (Lsn, Fault)> {
         let Step::Record(partial) = std::mem::replace(&mut self.step, Step::Between) else {
             return Ok(taken);
@@ -448,7 +462,9 @@ impl Walker {
             self.step = Step::RestOfSegment;
             self.valid_end = end.segment_end(self.segment_bytes);
         }
-        each(record);
+        let body_bytes = header.bytes as usize - HEADER_BYTES;
+        each(record, Head::new(body, body_bytes, dialect));
+        self.spare = Some(partial);
         Ok(taken)
     }
 }

@@ -137,6 +137,102 @@ async fn a_damaged_leaf_of_the_base_costs_an_upload_and_no_more() {
     assert!(is_corrupted(&site.restore(&full.manifest).await));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_of_the_base_costs_an_upload_and_no_more() {
+    let site = Site::new(1);
+    let files = cluster();
+    let full = site.back_up(&files, None).await.unwrap();
+    for key in site.keys("packs").await {
+        site.faulty[0]
+            .tamper(&key, |bytes| {
+                let last = bytes.len() - 20;
+                bytes[last] ^= 1;
+            })
+            .await;
+    }
+    // Whether pages are said to be unchanged or are looked at: without the hashes they count as changed.
+    for changes in [
+        Changes::Unknown,
+        Changes::Only(Arc::new([3].into_iter().collect())),
+    ] {
+        let next = site
+            .back_up_knowing(&files, &full.manifest, |_| changes.clone())
+            .await;
+        assert!(next.stored_bytes > full.stored_bytes / 2);
+        assert_eq!(site.restore(&next.manifest).await.unwrap(), files);
+    }
+}
+
+/// Pages that differ at the places that both have.
+fn differing(before: &[u8], after: &[u8]) -> roaring::RoaringBitmap {
+    let pages = before.chunks(PAGE_BYTES).zip(after.chunks(PAGE_BYTES));
+    (0u32..)
+        .zip(pages)
+        .filter(|(_, (before, after))| before != after)
+        .map(|(page, _)| page)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_to_be_unchanged_is_not_read() {
+    let site = Site::new(1);
+    let mut files = cluster();
+    let full = site.back_up(&files, None).await.unwrap();
+    let before = files.clone();
+    let relation = files.get_mut("base/5/1259").unwrap();
+    for changed in [0usize, 7, 8, 599] {
+        relation[changed * PAGE_BYTES] ^= 0xFF;
+    }
+    relation.extend(page(70_000));
+    // One page is named that did not change, and one file is not what was said: it is taken on trust.
+    let only = |path: &str| {
+        let mut pages = differing(&before[path], &files[path]);
+        pages.insert(300);
+        if path == "base/5/2619" {
+            pages.clear();
+        }
+        Changes::Only(Arc::new(pages))
+    };
+    let next = site.back_up_knowing(&files, &full.manifest, only).await;
+    assert_eq!(site.restore(&next.manifest).await.unwrap(), files);
+    let puts = site.stores[0].requests().puts;
+    site.back_up(&files, Some(&next.manifest)).await.unwrap();
+    let puts = site.stores[0].requests().puts - puts;
+    assert_eq!(
+        puts, 1,
+        "a look at every page finds nothing but a manifest to write"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_was_wrongly_called_unchanged_is_remembered_when_all_are_read() {
+    let site = Site::new(1);
+    let mut files = cluster();
+    let full = site.back_up(&files, None).await.unwrap();
+    for changed in [2usize, 130] {
+        files.get_mut("base/5/1259").unwrap()[changed * PAGE_BYTES + 9] ^= 1;
+    }
+    let base = site.base(&full.manifest).await;
+    let writer =
+        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), base).unwrap();
+    let content = &files["base/5/1259"];
+    let file = on_disk(content);
+    writer
+        .add_relation_segment(
+            "base/5/1259",
+            file,
+            content.len() as u64,
+            None,
+            Changes::Remember,
+        )
+        .await
+        .unwrap();
+    writer.settle().await.unwrap();
+    let changed = writer.take_changed();
+    let pages: Vec<u32> = changed["base/5/1259"].iter().collect();
+    assert_eq!(pages, [2, 130]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
@@ -165,7 +261,18 @@ proptest! {
                         }
                     }
                 }
-                let backup = site.back_up(&files, base.as_ref()).await.unwrap();
+                let backup = match (&base, history.last()) {
+                    // Every second time, only what differs is looked at.
+                    (Some(base), Some((_, before))) if history.len() % 2 == 1 => {
+                        let before: &Files = before;
+                        let only = |path: &str| match before.get(path) {
+                            Some(before) => Changes::Only(Arc::new(differing(before, &files[path]))),
+                            None => Changes::Unknown,
+                        };
+                        site.back_up_knowing(&files, base, only).await
+                    }
+                    _ => site.back_up(&files, base.as_ref()).await.unwrap(),
+                };
                 base = Some(backup.manifest.clone());
                 history.push((backup.manifest, files.clone()));
             }

@@ -118,7 +118,13 @@ async fn what_a_file_lost_while_it_was_read_is_zeros() {
         .unwrap();
     let content = relation(1, 2);
     writer
-        .add_relation_segment("base/5/1", on_disk(&content), 4 * PAGE_BYTES as u64, None)
+        .add_relation_segment(
+            "base/5/1",
+            on_disk(&content),
+            4 * PAGE_BYTES as u64,
+            None,
+            Changes::Unknown,
+        )
         .await
         .unwrap();
     let backup = writer.finish(meta()).await.unwrap();
@@ -154,6 +160,7 @@ async fn each_page_is_shown_to_the_check_which_may_read_it_again() {
             on_disk(&content),
             content.len() as u64,
             Some(check),
+            Changes::Unknown,
         )
         .await
         .unwrap();
@@ -287,10 +294,10 @@ async fn a_writer_that_is_dropped_stops_reading_and_leaves_nothing_visible() {
         Ok(())
     });
     let file = tempfile::tempfile().unwrap();
-    let bytes = 10_000 * PAGE_BYTES as u64;
+    let bytes = 8_000 * PAGE_BYTES as u64;
     file.set_len(bytes).unwrap();
     writer
-        .add_relation_segment("base/5/1", file, bytes, Some(check))
+        .add_relation_segment("base/5/1", file, bytes, Some(check), Changes::Unknown)
         .await
         .unwrap();
     tokio::task::spawn_blocking(move || is_reading.recv().unwrap())
