@@ -310,16 +310,6 @@ impl ServerHandle {
             .map_err(|_| Error::NotStreaming)
     }
 
-    /// Waits until a server that is meant to run takes connections or has failed a few times; its
-    /// supervisor goes on in either case.
-    pub(crate) async fn ready(&self) {
-        if let Some(running) = self.running()
-            && let Err(error) = running.instance.ready().await
-        {
-            tracing::warn!(server.incarnation = %self.incarnation(), error = chain(&error), "a server does not start");
-        }
-    }
-
     /// Stops the server and brings the rest of its WAL to the store, as far as the store takes it.
     pub(crate) async fn stop(&self) -> Result<Stopped> {
         let _turn = self.0.turn.lock().await;
@@ -332,13 +322,20 @@ impl ServerHandle {
         match tokio::time::timeout(DRAIN_WITHIN, self.drain_at_rest()).await {
             Ok(stopped) => Ok(stopped),
             Err(_) => {
+                let error = Error::Slow {
+                    what: "bring a server's last write-ahead log to the store",
+                    within: DRAIN_WITHIN,
+                };
                 self.note(|notes| {
                     notes.drained = false;
-                    notes.problem = Some("its last WAL is not in the store yet".to_owned());
+                    notes.problem = Some(format!(
+                        "its last WAL is not in the store yet: {}",
+                        error.public_message()
+                    ));
                 });
                 Ok(Stopped {
-                    drained: false,
                     report: None,
+                    left: Some(error),
                 })
             }
         }
