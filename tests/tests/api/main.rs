@@ -3,6 +3,7 @@
 
 mod backup;
 mod hostile;
+mod operation;
 mod refusals;
 mod resources;
 mod server;
