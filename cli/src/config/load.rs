@@ -87,6 +87,16 @@ pub(super) fn load(
     }
 }
 
+/// A file that nothing in the environment wins over.
+pub(super) fn load_plain<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Problems> {
+    let merged: Value = config::Config::builder()
+        .add_source(File::from(path).format(FileFormat::Toml))
+        .build()
+        .and_then(config::Config::try_deserialize)
+        .map_err(Problems::of_file)?;
+    read(merged)
+}
+
 /// Reads section by section, so that a mistake in one hides none in another, and then the whole.
 fn read<T: DeserializeOwned + Check>(merged: Value) -> Result<T, Problems> {
     let mut problems = Problems::default();
