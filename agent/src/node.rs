@@ -287,10 +287,17 @@ impl Node {
         self.reconcile(cached, asked).await;
     }
 
-    /// Waits until every server that is meant to run takes connections, or said why it does not.
+    /// Waits until every server that is meant to run takes connections, or has failed to a few times; its
+    /// supervisor goes on in either case.
     pub async fn servers_ready(&self) {
         let servers = self.servers();
-        futures::future::join_all(servers.iter().map(ServerHandle::ready)).await;
+        let wanted = servers.iter().filter(|server| server.running().is_some());
+        futures::future::join_all(wanted.map(|server| async move {
+            if let Err(error) = server.ready().await {
+                tracing::warn!(server.incarnation = %server.incarnation(), error = chain(&error), "a server does not start");
+            }
+        }))
+        .await;
     }
 
     /// Makes the servers what the control plane said when it was asked at `asked`. What a job has

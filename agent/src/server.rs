@@ -322,10 +322,9 @@ impl ServerHandle {
         match tokio::time::timeout(DRAIN_WITHIN, self.drain_at_rest()).await {
             Ok(stopped) => Ok(stopped),
             Err(_) => {
-                let error = Error::Slow {
-                    what: "bring a server's last write-ahead log to the store",
-                    within: DRAIN_WITHIN,
-                };
+                let error = Error::Vault(holdfast_vault::Error::StoreUnavailable {
+                    what: "it takes too long to take a server's last write-ahead log".to_owned(),
+                });
                 self.note(|notes| {
                     notes.drained = false;
                     notes.problem = Some(format!(

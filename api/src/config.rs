@@ -46,7 +46,7 @@ struct Inner {
     jwks: Jwks,
     config: ApiConfig,
     seal: Seal,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     crowd: Crowd,
 }
 
@@ -77,7 +77,11 @@ impl Api {
         Ok(Self(Arc::new(Inner {
             jwks: Jwks::open(auth.jwks_file.clone())?,
             seal: Seal::new(&seal_key).map_err(|_| Error::Seal)?,
-            metrics: Metrics::new(),
+            metrics: {
+                let metrics = Arc::new(Metrics::new());
+                metrics.keep();
+                metrics
+            },
             crowd: Crowd::default(),
             control,
             auth,

@@ -17,7 +17,7 @@ pub mod wire;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::get;
+use axum::routing::{any, get};
 use holdfast_control_plane::ControlPlane;
 use tower::ServiceBuilder;
 use utoipa_axum::router::OpenApiRouter;
@@ -25,12 +25,14 @@ use utoipa_axum::routes;
 
 pub use auth::AuthConfig;
 pub use config::{Api, ApiConfig};
-pub use edge::serve;
+pub use edge::{serve, serve_metrics};
 pub use error::Error;
 
 use routes::{
     activity, backup, health, lock, operation, provider, recovery, resource_group, server,
 };
+
+const BELOW_A_BACKUP: &str = "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.DBforPostgreSQL/flexibleServers/{server}/backups/{backup}/{*below}";
 
 /// Every route that a token opens, in reading order.
 #[must_use]
@@ -102,6 +104,8 @@ pub fn router(control: ControlPlane, auth: AuthConfig, config: ApiConfig) -> Res
 /// As [`router`], for whoever also wants [`metrics_router`] of the same [`Api`].
 pub fn router_of(api: Api) -> Router {
     let arm = Router::from(table_of_contents())
+        // …/flexibleServers/{server}/backups/{backup}/{whatever}: there is no way to a backup's bytes.
+        .route(BELOW_A_BACKUP, any(backup::export))
         .route_layer(from_fn(edge::note_route))
         .method_not_allowed_fallback(edge::method_not_allowed)
         .fallback(edge::no_such_route)

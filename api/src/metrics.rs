@@ -5,6 +5,7 @@
 //! follow Prometheus' rules: base units, and a line for every server from its first minute on.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -13,8 +14,12 @@ use holdfast_control_plane::gauge::{Gauges, ServerGauge};
 use metrics::{histogram, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use tokio::time::MissedTickBehavior;
+
 use crate::arm::Result;
 
+/// As often as pages are usually asked for.
+const UPKEEP_EVERY: Duration = Duration::from_secs(15);
 const BUCKETS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
@@ -50,11 +55,27 @@ impl Metrics {
         });
     }
 
+    /// Empties what requests have piled up into the histograms, from now on and until the metrics are
+    /// gone: nobody may ever ask for the page.
+    pub fn keep(self: &Arc<Self>) {
+        let metrics = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut due = tokio::time::interval(UPKEEP_EVERY);
+            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                due.tick().await;
+                let Some(metrics) = metrics.upgrade() else {
+                    return;
+                };
+                metrics.handle.run_upkeep();
+            }
+        });
+    }
+
     /// # Errors
     /// 503 when the metadata store does not answer.
     pub async fn render(&self, control: &ControlPlane) -> Result<String> {
         let gauges = control.gauges().await?;
-        self.handle.run_upkeep();
         let mut page = self.handle.render();
         page.push_str(&text(&gauges));
         Ok(page)
@@ -75,13 +96,23 @@ struct Family<'a> {
 
 impl<'a> Family<'a> {
     fn new(page: &'a mut String, name: &'static str, help: &str) -> Self {
+        Self::of_kind(page, name, "gauge", help)
+    }
+
+    fn of_kind(page: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
         // Writing to a String cannot fail.
-        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} gauge");
+        let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}");
         Self { page, name }
     }
 
     fn line(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.part("", labels, value);
+    }
+
+    /// A line whose name goes on, as those of a histogram do.
+    fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
         self.page.push_str(self.name);
+        self.page.push_str(suffix);
         for (index, (label, text)) in labels.iter().enumerate() {
             self.page.push(if index == 0 { '{' } else { ',' });
             let text = text
@@ -162,12 +193,25 @@ fn text(gauges: &Gauges) -> String {
     }
     let mut family = Family::new(
         &mut page,
+<<<<<<< HEAD
         "holdfast_server_problem",
         "1 while the server's node says that something is wrong with it.",
     );
     for server in &gauges.servers {
         let problem = f64::from(u8::from(server.has_problem));
         family.line(&[("server", &server.server)], problem);
+=======
+        "holdfast_wal_archive_lag_seconds",
+        "For how long committed transactions may have been outside the store.",
+    );
+    for server in &gauges.servers {
+        let lag = server
+            .wal_archive_lag
+            .to_std()
+            .unwrap_or_default()
+            .as_secs_f64();
+        family.line(&[("server", &server.server)], lag);
+>>>>>>> fix2-api
     }
     let mut family = Family::new(
         &mut page,
@@ -183,6 +227,36 @@ fn text(gauges: &Gauges) -> String {
             &[("server", &server.server), ("kind", "wal")],
             number(server.wal_bytes),
         );
+    }
+    Family::of_kind(
+        &mut page,
+        "holdfast_prune_deleted_bytes_total",
+        "counter",
+        "Stored bytes that retention has deleted.",
+    )
+    .line(&[], number(gauges.pruned_bytes));
+    let mut family = Family::of_kind(
+        &mut page,
+        "holdfast_operation_duration_seconds",
+        "histogram",
+        "How long operations took from acceptance to their end.",
+    );
+    for one in &gauges.durations {
+        let labels = [("type", one.kind.as_str()), ("status", one.state.as_str())];
+        let whole = ("+Inf".to_owned(), one.operations);
+        let bounds = one
+            .at_most
+            .iter()
+            .map(|(bound, count)| (bound.to_string(), *count));
+        for (bound, count) in bounds.chain([whole]) {
+            family.part(
+                "_bucket",
+                &[labels[0], labels[1], ("le", &bound)],
+                number(count),
+            );
+        }
+        family.part("_sum", &labels, one.seconds);
+        family.part("_count", &labels, number(one.operations));
     }
     Family::new(
         &mut page,
@@ -214,6 +288,7 @@ fn text(gauges: &Gauges) -> String {
 mod tests {
     use super::*;
     use chrono::TimeDelta;
+    use holdfast_control_plane::gauge::Durations;
 
     #[test]
     fn a_server_without_a_backup_has_its_lines() {
@@ -223,12 +298,21 @@ mod tests {
                 earliest: None,
                 latest: None,
                 recovery_point_age: TimeDelta::milliseconds(1500),
+                wal_archive_lag: TimeDelta::milliseconds(250),
                 last_backup_success: None,
                 last_backup_failure: DateTime::from_timestamp_micros(1_500_000),
                 backup_bytes: 0,
                 wal_bytes: 10,
                 has_problem: true,
             }],
+            durations: vec![Durations {
+                kind: "create-server".into(),
+                state: "succeeded".into(),
+                at_most: vec![(1.0, 0), (5.0, 2)],
+                operations: 3,
+                seconds: 12.5,
+            }],
+            pruned_bytes: 4096,
             operations_in_progress: 1,
             jobs: vec![("leased".into(), 2)],
             agents: vec![("eastus2-1".into(), true)],
@@ -239,7 +323,18 @@ mod tests {
             "holdfast_backup_last_failure_timestamp_seconds{server=\"/s/pg\\\"1\"} 1.5",
             "holdfast_recovery_point_age_seconds{server=\"/s/pg\\\"1\"} 1.5",
             "holdfast_backup_storage_used_bytes{server=\"/s/pg\\\"1\",kind=\"wal\"} 10",
+<<<<<<< HEAD
             "holdfast_server_problem{server=\"/s/pg\\\"1\"} 1",
+=======
+            "holdfast_wal_archive_lag_seconds{server=\"/s/pg\\\"1\"} 0.25",
+            "# TYPE holdfast_prune_deleted_bytes_total counter",
+            "holdfast_prune_deleted_bytes_total 4096",
+            "# TYPE holdfast_operation_duration_seconds histogram",
+            "holdfast_operation_duration_seconds_bucket{type=\"create-server\",status=\"succeeded\",le=\"5\"} 2",
+            "holdfast_operation_duration_seconds_bucket{type=\"create-server\",status=\"succeeded\",le=\"+Inf\"} 3",
+            "holdfast_operation_duration_seconds_sum{type=\"create-server\",status=\"succeeded\"} 12.5",
+            "holdfast_operation_duration_seconds_count{type=\"create-server\",status=\"succeeded\"} 3",
+>>>>>>> fix2-api
             "holdfast_operation_in_progress 1",
             "holdfast_jobs{state=\"queued\"} 0",
             "holdfast_jobs{state=\"leased\"} 2",

@@ -33,6 +33,12 @@ pub enum Command {
         #[arg(short, long, value_enum)]
         output: Option<Output>,
     },
+    /// Print a token with which somebody named in the state directory's roles.toml calls the API
+    Token {
+        /// The `principal` of a role
+        #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        principal: String,
+    },
     /// Name each missing prerequisite with its cure
     Doctor {
         /// The address that `up` would listen on

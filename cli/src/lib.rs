@@ -34,6 +34,13 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Up(options) => up::run(&state()?, &options).await,
         Command::Down => down::run(&state()?).await,
         Command::Status { output } => status::run(&state()?, output).await,
+        Command::Token { principal } => {
+            let state = state()?;
+            let identity = status::identity(&state)?;
+            let token = site::token::mint_for(&state, &identity, &principal, &principal)?;
+            output::say(token.text);
+            Ok(())
+        }
         Command::Doctor { listen } => doctor::run(&state()?, listen).await,
         Command::Destroy { yes } => destroy::run(&state()?, yes).await,
         Command::Server(ServerCommand::ConnectionString {

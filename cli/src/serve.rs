@@ -1,6 +1,7 @@
 //! `holdfast serve …`: one part of an installation, told by a configuration file. The parts are those
 //! of the built-in site; here each is a process.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -9,12 +10,12 @@ use holdfast_api::auth::AuthConfig;
 use holdfast_control_plane::{Clock, ControlPlane, Policy};
 use holdfast_domain::activity::Caller;
 use holdfast_domain::redundancy::Vault;
-use holdfast_domain::role::{Role, RoleAssignment};
+use holdfast_domain::role::RoleAssignment;
 use holdfast_scheduler::{Authority, SchedulerConfig};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::config::{self, ApiFile, Config, SchedulerFile};
+use crate::config::{self, ApiFile, Config, RoleSection, SchedulerFile};
 use crate::exit::Failure;
 use crate::tls::{Certificate, Files};
 use crate::up::until_signalled;
@@ -81,13 +82,36 @@ async fn serve_api(config: &ApiFile) -> Result<()> {
     if let Some(suffix) = &config.api.domain_suffix {
         settings.domain_suffix.clone_from(suffix);
     }
-    let router = holdfast_api::router(control_plane, auth, settings)?;
-    let listener = TcpListener::bind(config.api.listen)
-        .await
-        .with_context(|| format!("{} cannot be listened on", config.api.listen))?;
+    let api = holdfast_api::Api::new(control_plane, auth, settings)?;
+    let listener = bind(config.api.listen).await?;
+    let metrics = match config.api.metrics_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     tracing::info!(address = %config.api.listen, "the API answers");
-    holdfast_api::serve(listener, tls, router, shutdown.cancelled_owned()).await?;
+    let measured = holdfast_api::metrics_router(api.clone());
+    let until = shutdown.clone().cancelled_owned();
+    tokio::try_join!(
+        holdfast_api::serve(
+            listener,
+            tls,
+            holdfast_api::router_of(api),
+            shutdown.cancelled_owned()
+        ),
+        async {
+            if let Some(listener) = metrics {
+                holdfast_api::serve_metrics(listener, measured, until).await;
+            }
+            Ok(())
+        }
+    )?;
     Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on"))
 }
 
 pub async fn scheduler(file: &Path) -> Result<()> {
@@ -124,11 +148,15 @@ async fn serve_scheduler(config: &SchedulerFile) -> Result<()> {
         )?;
     }
     furnish(&control_plane, config).await?;
+<<<<<<< HEAD
     let joiners = config.joiners();
     join_tokens::issue(&control_plane, &joiners).await?;
     let listener = TcpListener::bind(config.scheduler.listen)
         .await
         .with_context(|| format!("{} cannot be listened on", config.scheduler.listen))?;
+=======
+    let listener = bind(config.scheduler.listen).await?;
+>>>>>>> fix2-api
     tracing::info!(address = %config.scheduler.listen, "agents are served");
     let settings = SchedulerConfig {
         gateway_names: config.scheduler.names.clone(),
@@ -165,29 +193,39 @@ async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result
         };
         control_plane.register_vault(&vault).await?;
     }
-    for owner in &config.owners {
-        control_plane
-            .ensure_subscription(owner.subscription)
-            .await?;
-        let role = RoleAssignment {
-            principal: owner.principal.to_string(),
-            role: Role::Owner,
-            scope: format!("/subscriptions/{}", owner.subscription),
-        };
-        control_plane.assign_role(&role).await?;
+    for subscription in &config.subscriptions {
+        let id = subscription.id;
+        control_plane.ensure_subscription(id).await?;
         let region = config.regions.first().map(|region| region.name.as_str());
-        for group in &owner.resource_groups {
-            if !control_plane
-                .resource_group_exists(owner.subscription, group)
-                .await?
-            {
+        for group in &subscription.resource_groups {
+            if !control_plane.resource_group_exists(id, group).await? {
                 let caller = Caller::service(Uuid::new_v4().to_string());
                 control_plane
-                    .put_resource_group(&caller, owner.subscription, group, region, None)
+                    .put_resource_group(&caller, id, group, region, None)
                     .await?;
             }
         }
     }
+<<<<<<< HEAD
+=======
+    let roles: Vec<RoleAssignment> = config.roles.iter().map(RoleSection::assignment).collect();
+    control_plane.configure_roles(&roles).await?;
+    for node in &config.nodes {
+        let token = control_plane
+            .issue_join_token(
+                &node.name,
+                &node.region,
+                node.zone.as_deref(),
+                JOIN_TOKEN_LIFE,
+            )
+            .await?;
+        state_dir::replace(
+            &node.join_token_file,
+            format!("{token}\n").as_bytes(),
+            0o600,
+        )?;
+    }
+>>>>>>> fix2-api
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! | path | what | who may read it |
 //! |---|---|---|
 //! | `site.json` | ids that never change | the owner |
+//! | `roles.toml` | who may do what besides the administrator; written by the user | the owner |
 //! | `run.json`, `site.lock` | which process runs the site | the owner |
 //! | `ca.pem` | the authority's certificate, for clients | everybody |
 //! | `authority/`, `issuer/`, `keys/` | private keys | the owner |
@@ -77,6 +78,12 @@ impl StateDir {
     #[must_use]
     pub fn site_file(&self) -> PathBuf {
         self.0.join("site.json")
+    }
+
+    /// The user's own, if there is one: who may do what besides the administrator.
+    #[must_use]
+    pub fn roles_file(&self) -> PathBuf {
+        self.0.join("roles.toml")
     }
 
     #[must_use]

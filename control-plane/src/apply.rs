@@ -280,6 +280,7 @@ async fn pruned(unit: &mut Unit, job: &Job, spec: &PruneSpec, made: &PruneOutcom
     if gone == 0 && made.bytes_freed == 0 {
         return Ok(());
     }
+    store::gauge::add_pruned(unit.conn(), made.bytes_freed).await?;
     let server = server_of(unit, job).await?;
     let event = of_service(
         &server,

@@ -56,7 +56,11 @@ impl ControlPlane {
     ) -> Result<Accepted> {
         let mut unit = Unit::begin(self).await?;
         let (id, now) = (OperationId::new(), unit.now());
-        if let Some(first) = replay(self, &mut unit, caller, at.subscription, idem, id).await? {
+        // A backup's name says which request it was, so only an id makes a repetition the same one
+        // (DESIGN §2); without it the name is taken from acceptance on.
+        if idem.client_request_id.is_some()
+            && let Some(first) = replay(self, &mut unit, caller, at.subscription, idem, id).await?
+        {
             return Ok(first);
         }
         // Holding the server makes counting and inserting one step.
@@ -103,8 +107,7 @@ impl ControlPlane {
             caller,
             method: idem.method,
             server: &server,
-            backup: Some(backup.id),
-            resource_id: target,
+            backup: Some((backup.id, &name)),
             input: None,
         };
         let accepted = self.accept_and_begin(&mut unit, ask).await?;
@@ -165,8 +168,7 @@ impl ControlPlane {
             caller,
             method: idem.method,
             server: &server,
-            backup: Some(backup.id),
-            resource_id: target,
+            backup: Some((backup.id, backup.name.as_deref().unwrap_or(name))),
             input: None,
         };
         let accepted = self.accept_and_begin(&mut unit, ask).await?;

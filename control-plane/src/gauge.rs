@@ -19,6 +19,9 @@ pub struct ServerGauge {
     /// What would be lost now; it stands still while the server is stopped. Since creation when
     /// there is no backup yet.
     pub recovery_point_age: TimeDelta,
+    /// For how long committed transactions may have been outside the store; it stands still while the
+    /// server is stopped.
+    pub wal_archive_lag: TimeDelta,
     pub last_backup_success: Option<DateTime<Utc>>,
     pub last_backup_failure: Option<DateTime<Utc>>,
     /// In the store, as it is paid for.
@@ -28,9 +31,24 @@ pub struct ServerGauge {
     pub has_problem: bool,
 }
 
+/// How long operations of one kind took that ended in one way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Durations {
+    pub kind: String,
+    pub state: String,
+    /// Bounds in seconds, and how many took at most so long.
+    pub at_most: Vec<(f64, u64)>,
+    pub operations: u64,
+    pub seconds: f64,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gauges {
     pub servers: Vec<ServerGauge>,
+    /// Of all operations that ever ended.
+    pub durations: Vec<Durations>,
+    /// What prune jobs have deleted so far.
+    pub pruned_bytes: u64,
     pub operations_in_progress: u64,
     /// Jobs that are not over, by state.
     pub jobs: Vec<(String, u64)>,
@@ -47,6 +65,8 @@ impl ControlPlane {
         let subscriptions = gauge::subscriptions(&mut conn).await?;
         let counts = gauge::counts(&mut conn).await?;
         let facts = gauge::server_facts(&mut conn).await?;
+        let durations = durations(&gauge::durations(&mut conn).await?);
+        let pruned_bytes = gauge::pruned(&mut conn).await?;
         drop(conn);
         let mut servers = Vec::new();
         for subscription in subscriptions {
@@ -59,6 +79,9 @@ impl ControlPlane {
                     servers.push(ServerGauge {
                         recovery_point_age: (view.server.window_end(now) - newest)
                             .max(TimeDelta::zero()),
+                        wal_archive_lag: (view.server.window_end(now)
+                            - facts.archived_until.unwrap_or(view.server.created_at))
+                        .max(TimeDelta::zero()),
                         server: ServerResourceId {
                             subscription,
                             group: view.server.group,
@@ -94,11 +117,37 @@ impl ControlPlane {
             .collect();
         Ok(Gauges {
             servers,
+            durations,
+            pruned_bytes,
             operations_in_progress: counts.operations,
             jobs: counts.jobs,
             agents,
         })
     }
+}
+
+/// Rows, one a bucket, as cumulative histograms.
+fn durations(rows: &[gauge::DurationRow]) -> Vec<Durations> {
+    rows.chunk_by(|a, b| (&a.kind, &a.state) == (&b.kind, &b.state))
+        .map(|rows| {
+            let within = |bound: f64| {
+                rows.iter()
+                    .filter(|row| row.at_most_s <= bound)
+                    .map(|row| row.operations)
+                    .sum()
+            };
+            Durations {
+                kind: rows[0].kind.clone(),
+                state: rows[0].state.clone(),
+                at_most: gauge::DURATION_BOUNDS_S
+                    .iter()
+                    .map(|bound| (*bound, within(*bound)))
+                    .collect(),
+                operations: within(f64::INFINITY),
+                seconds: rows.iter().map(|row| row.seconds).sum(),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -136,6 +185,36 @@ mod tests {
         assert!(server.backup_bytes > 0 && server.recovery_point_age < minutes(2));
         assert!(server.server.ends_with("/flexibleServers/pg1"));
         assert_eq!(after.jobs, []);
+        let created = &after.durations[0];
+        assert_eq!(
+            (
+                created.kind.as_str(),
+                created.state.as_str(),
+                created.operations
+            ),
+            ("create-server", "succeeded", 1)
+        );
+        assert!((created.seconds - 120.0).abs() < 1.0, "{created:?}");
+        let within = |s: f64| created.at_most.iter().find(|(bound, _)| *bound >= s);
+        assert_eq!(within(60.0).map(|(_, count)| *count), Some(0));
+        assert_eq!(within(300.0).map(|(_, count)| *count), Some(1));
+
+        world.write("pg1").await;
+        world.clock.advance(minutes(7));
+        let later = it.gauges().await.expect("measured");
+        assert_eq!(later.servers[0].wal_archive_lag, minutes(7));
+
+        // A counter never goes down: what is forgotten stays in the sum.
+        let before = after.durations;
+        world.clock.advance(chrono::TimeDelta::days(31));
+        assert!(it.forget().await.expect("forgets") > 0);
+        assert_eq!(
+            world
+                .count("select count(*) from operation where kind = 'create-server'")
+                .await,
+            0
+        );
+        assert_eq!(it.gauges().await.expect("measured").durations, before);
         assert_eq!(after.agents.len(), 1);
         assert!(!server.has_problem);
     }

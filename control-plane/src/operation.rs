@@ -4,6 +4,7 @@
 use holdfast_domain::activity::{ActivityEvent, ActivityStatus, Caller};
 use holdfast_domain::operation::{KEPT_FOR, Operation, OperationKind, OperationState};
 use holdfast_domain::region::canonical;
+use holdfast_domain::resource_id::ServerResourceId;
 use holdfast_domain::server::Server;
 use holdfast_domain::{BackupId, OperationId, Refusal, SubscriptionId};
 
@@ -54,9 +55,8 @@ pub(crate) struct Ask<'a> {
     pub caller: &'a Caller,
     pub method: &'static str,
     pub server: &'a Server,
-    pub backup: Option<BackupId>,
-    /// In the caller's case.
-    pub resource_id: String,
+    /// The backup that it is about, with its name.
+    pub backup: Option<(BackupId, &'a str)>,
     pub input: Option<Input>,
 }
 
@@ -81,6 +81,17 @@ pub(crate) fn action(kind: OperationKind) -> &'static str {
 /// [`Refusal::ServerIsBusy`] while another one that this one excludes is under way.
 pub(crate) async fn accept(unit: &mut Unit, ask: Ask<'_>) -> Result<Record> {
     let now = unit.now();
+    // As things are called, however the caller spelled them: the activity log is searched by it.
+    let mut resource_id = ServerResourceId {
+        subscription: ask.server.subscription,
+        group: ask.server.group.clone(),
+        name: ask.server.name.clone(),
+    }
+    .to_string();
+    if let Some((_, name)) = ask.backup {
+        resource_id.push_str("/backups/");
+        resource_id.push_str(name);
+    }
     let record = Record {
         operation: Operation {
             id: ask.id,
@@ -88,8 +99,8 @@ pub(crate) async fn accept(unit: &mut Unit, ask: Ask<'_>) -> Result<Record> {
             kind: ask.kind,
             state: OperationState::Accepted,
             server: ask.server.id,
-            backup: ask.backup,
-            resource_id: ask.resource_id,
+            backup: ask.backup.map(|(id, _)| id),
+            resource_id,
             region: ask.server.region.clone(),
             failure: None,
             progress: None,

@@ -50,7 +50,7 @@ impl ControlPlane {
                 if let Some(asked) = location
                     && canonical(asked) != group.location
                 {
-                    return Err(Refusal::InvalidResourceLocation {
+                    return Err(Refusal::InvalidResourceGroupLocation {
                         current: group.location,
                         asked: asked.to_owned(),
                     }

@@ -25,7 +25,7 @@ use crate::{Accepted, ControlPlane, Error, Idempotency, Result, ServerRef, lock,
 pub struct RestorePreview {
     pub server: String,
     pub bounds: Bounds,
-    /// How old the newest restorable instant is now.
+    /// How old the newest restorable instant is; it stands still while the server is stopped.
     pub age_seconds: f64,
     pub target: RestoreTarget,
     pub backup: BackupId,
@@ -116,7 +116,6 @@ impl ControlPlane {
             method: idem.method,
             server: &server,
             backup: None,
-            resource_id: target.id(),
             input: Some(Input::Restore {
                 source_subscription: from.subscription,
                 source: from.id,
@@ -156,7 +155,9 @@ impl ControlPlane {
             .ok_or_else(|| Error::corrupt(format!("backup {} vanished", chosen.backup.id)))?;
         let stamps = || chosen.wal.iter().filter_map(|object| object.stamps);
         Ok(RestorePreview {
-            age_seconds: (now - bounds.latest).as_seconds_f64().max(0.0),
+            age_seconds: (server.window_end(now) - bounds.latest)
+                .as_seconds_f64()
+                .max(0.0),
             server: server.name,
             bounds,
             target: chosen.target,

@@ -144,7 +144,6 @@ impl ControlPlane {
             method,
             server: &server,
             backup: None,
-            resource_id: at.id(),
             input: Some(input),
         };
         self.accept_and_begin(unit, ask).await
@@ -210,13 +209,7 @@ impl ControlPlane {
             }
             .into());
         }
-        settled(
-            unit,
-            &server,
-            &[ServerState::Ready, ServerState::Stopped],
-            "Ready or Stopped",
-        )
-        .await?;
+        settled(unit, &server, &[ServerState::Ready], "Ready").await?;
         let settings = patch(wish, &server.settings, client_defaults_geo)?;
         if wish.administrator_password.is_some() {
             // It would have to be told to the server itself, and never be taken for done when it is not.
@@ -236,7 +229,6 @@ impl ControlPlane {
             method,
             server: &server,
             backup: None,
-            resource_id: at.id(),
             input: None,
         };
         self.accept_and_begin(unit, ask).await
@@ -293,7 +285,6 @@ impl ControlPlane {
             method: idem.method,
             server: &server,
             backup: None,
-            resource_id: at.id(),
             input: Some(Input::Power { to }),
         };
         let accepted = self.accept_and_begin(&mut unit, ask).await?;
@@ -337,7 +328,6 @@ impl ControlPlane {
             method: idem.method,
             server: &server,
             backup: None,
-            resource_id: at.id(),
             input: None,
         };
         let accepted = self.accept_and_begin(&mut unit, ask).await?;

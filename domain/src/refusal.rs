@@ -57,12 +57,6 @@ pub enum Refusal {
         "Server '{server}' has no backup yet. Its first one is taken right after it is created; try again when earliestRestoreDate is shown."
     )]
     NoBackupYet { server: String },
-    #[error("Backup '{backup}' is older than the earliest restore point {} of server '{server}'. Choose a later backup.", wire(*.earliest))]
-    BackupBeforeWindow {
-        server: String,
-        backup: String,
-        earliest: DateTime<Utc>,
-    },
 
     #[error("Specified server name '{name}' is already used. Choose another name.")]
     ServerNameAlreadyExists { name: String },
@@ -78,6 +72,10 @@ pub enum Refusal {
     },
     #[error("The resource is in location '{current}' and cannot be given location '{asked}'.")]
     InvalidResourceLocation { current: String, asked: String },
+    #[error(
+        "The resource group is in location '{current}' and cannot be given location '{asked}'."
+    )]
+    InvalidResourceGroupLocation { current: String, asked: String },
     #[error("Location '{location}' is not available. The available locations are: {}.", .available.join(", "))]
     LocationNotAvailable {
         location: String,

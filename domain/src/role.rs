@@ -5,8 +5,11 @@
 //! hold on their scope and below it.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::lock::covers;
+use crate::name;
+use crate::resource_id::ServerResourceId;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
@@ -42,6 +45,8 @@ impl Role {
             Self::BackupOperator => &[
                 "Microsoft.DBforPostgreSQL/*/read",
                 "Microsoft.DBforPostgreSQL/flexibleServers/backups/write",
+                // From it only: making the new server takes a right to write where that goes.
+                "Microsoft.DBforPostgreSQL/flexibleServers/restore/action",
                 "Microsoft.DBforPostgreSQL/flexibleServers/ltrPreBackup/action",
                 "Microsoft.DBforPostgreSQL/flexibleServers/startLtrBackup/action",
                 "Holdfast.Recovery/*/read",
@@ -67,6 +72,32 @@ impl Role {
     pub fn allows(self, action: &str) -> bool {
         let any = |patterns: &[&str]| patterns.iter().any(|pattern| matches(pattern, action));
         any(self.actions()) && !any(self.not_actions())
+    }
+}
+
+/// Whether roles can be assigned on this: a subscription, a resource group or a server.
+///
+/// # Errors
+/// What to write instead.
+pub fn check_scope(scope: &str) -> Result<(), &'static str> {
+    const RULE: &str = "use /subscriptions/{id}, /subscriptions/{id}/resourceGroups/{name} or the resource id of a server";
+    let parts: Vec<&str> = scope.strip_prefix('/').ok_or(RULE)?.split('/').collect();
+    let (fixed, subscription) = match parts[..] {
+        [subscriptions, id] => (subscriptions.eq_ignore_ascii_case("subscriptions"), id),
+        [subscriptions, id, groups, group] => (
+            subscriptions.eq_ignore_ascii_case("subscriptions")
+                && groups.eq_ignore_ascii_case("resourceGroups")
+                && name::new_resource_group(group).is_ok(),
+            id,
+        ),
+        _ => {
+            return ServerResourceId::parse(scope).map(|_| ()).map_err(|_| RULE);
+        }
+    };
+    if fixed && Uuid::try_parse(subscription).is_ok() {
+        Ok(())
+    } else {
+        Err(RULE)
     }
 }
 
@@ -115,11 +146,42 @@ mod tests {
     }
 
     #[test]
+    fn who_reads_a_server_may_not_restore_from_it() {
+        // RELIABILITY §4.2
+        const RESTORE: &str = "Microsoft.DBforPostgreSQL/flexibleServers/restore/action";
+        assert!(!Role::Reader.allows(RESTORE));
+        for role in [Role::Contributor, Role::Owner, Role::BackupOperator] {
+            assert!(role.allows(RESTORE), "{role:?}");
+        }
+    }
+
+    #[test]
     fn only_an_owner_makes_locks() {
         assert!(Role::Owner.allows(LOCK_WRITE));
         assert!(!Role::Contributor.allows(LOCK_WRITE));
         assert!(Role::Contributor.allows("Microsoft.Authorization/locks/read"));
         assert!(!Role::Reader.allows(BACKUP_WRITE));
+    }
+
+    #[test]
+    fn roles_are_assigned_on_subscriptions_groups_and_servers() {
+        let s = "/subscriptions/11111111-2222-3333-4444-555555555555";
+        let group = format!("{s}/resourceGroups/rg1");
+        let server = format!("{group}/providers/Microsoft.DBforPostgreSQL/flexibleServers/pg1");
+        for good in [s, &group, &server] {
+            assert_eq!(check_scope(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            "/",
+            "/subscriptions/mine",
+            "subscriptions/11111111-2222-3333-4444-555555555555",
+            &format!("{s}/"),
+            &format!("{s}/resourceGroups/"),
+            &format!("{server}/backups/b1"),
+        ] {
+            assert!(check_scope(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct Duty {
 }
 
 impl Duty {
-    /// One run, logged and measured. How much it did.
+    /// One run, logged with how long it took. How much it did.
     ///
     /// # Errors
     /// What the control plane says; the duty is due again all the same.
@@ -30,21 +30,18 @@ impl Duty {
         let span = tracing::debug_span!("duty.run", duty.name = self.name);
         let started = tokio::time::Instant::now();
         let done = (self.run)(control_plane).instrument(span).await;
-        let outcome = if done.is_ok() { "done" } else { "failed" };
-        metrics::histogram!("holdfast_duty_duration_seconds", "duty" => self.name)
-            .record(started.elapsed().as_secs_f64());
-        metrics::counter!("holdfast_duty_runs_total", "duty" => self.name, "outcome" => outcome)
-            .increment(1);
+        let duration_ms = started.elapsed().as_secs_f64() * 1e3;
         match &done {
             Ok(0) => {}
-            Ok(count) => {
-                let count = u64::try_from(*count).unwrap_or(u64::MAX);
-                metrics::counter!("holdfast_duty_changes_total", "duty" => self.name)
-                    .increment(count);
-                tracing::info!(duty.name = self.name, duty.changes = count, "duty done");
-            }
+            Ok(count) => tracing::info!(
+                duty.name = self.name,
+                duty.changes = count,
+                duration_ms,
+                "duty done"
+            ),
             Err(error) => tracing::warn!(
                 duty.name = self.name,
+                duration_ms,
                 error = error as &dyn std::error::Error,
                 "duty failed; it comes around again"
             ),

@@ -150,6 +150,15 @@ impl ApiClient {
         self.call(Method::GET, path, None).await
     }
 
+    /// For answers that are no JSON: status and text.
+    pub async fn send_for_text(&self, request: Request<Body>) -> Result<(u16, String)> {
+        let response = self.router.clone().oneshot(request).await?;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await?.to_bytes();
+        let text = String::from_utf8(bytes.to_vec())?;
+        Ok((parts.status.as_u16(), text))
+    }
+
     pub async fn send(&self, request: Request<Body>) -> Result<Answer> {
         let response = self.router.clone().oneshot(request).await?;
         let (parts, body) = response.into_parts();

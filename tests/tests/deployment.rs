@@ -228,6 +228,32 @@ fn a_key_that_nobody_reads_is_refused_by_name() -> Result<()> {
 }
 
 #[test]
+fn a_role_that_nobody_can_have_is_refused_by_its_place() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("scheduler.toml");
+    let good = std::fs::read_to_string(workspace().join("deploy/scheduler.toml"))?;
+    for (from, to, key) in [
+        ("role = \"Owner\"", "role = \"King\"", "roles.0.role"),
+        (
+            "scope = \"/subscriptions/",
+            "scope = \"/tenants/",
+            "roles.0.scope",
+        ),
+        ("[[roles]]", "[[owners]]", "owners"),
+    ] {
+        let bad = good.replacen(from, to, 1);
+        assert_ne!(good, bad, "the file has {from}");
+        std::fs::write(&path, bad)?;
+        let refused = config::load_with(&path, &[])
+            .err()
+            .context("it was accepted")?
+            .to_string();
+        assert!(refused.contains(key), "{key}: {refused}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_environment_wins_over_the_file() -> Result<()> {
     let path = workspace().join("deploy/api.toml");
     let wrong = config::load_with(&path, &[("HOLDFAST__API__LISTEN", "nowhere")]);

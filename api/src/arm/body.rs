@@ -164,11 +164,12 @@ impl<'de> Visitor<'de> for Strict {
             .ok_or_else(|| E::custom("a number is too large"))
     }
 
-    fn visit_str<E>(self, v: &str) -> std::result::Result<Value, E> {
-        Ok(Value::String(v.to_owned()))
+    fn visit_str<E: serde::de::Error>(self, v: &str) -> std::result::Result<Value, E> {
+        self.visit_string(v.to_owned())
     }
 
-    fn visit_string<E>(self, v: String) -> std::result::Result<Value, E> {
+    fn visit_string<E: serde::de::Error>(self, v: String) -> std::result::Result<Value, E> {
+        without_nul(&v)?;
         Ok(Value::String(v))
     }
 
@@ -198,6 +199,7 @@ impl<'de> Visitor<'de> for Strict {
             .ok_or_else(|| A::Error::custom("it is nested more than 32 deep"))?;
         let mut members = Map::new();
         while let Some(key) = map.next_key::<String>()? {
+            without_nul(&key)?;
             let value = map.next_value_seed(Strict(below))?;
             if members.insert(key, value).is_some() {
                 return Err(A::Error::custom("a member is given twice"));
@@ -205,6 +207,14 @@ impl<'de> Visitor<'de> for Strict {
         }
         Ok(Value::Object(members))
     }
+}
+
+/// Nothing that is kept can hold it: neither PostgreSQL's text nor a C string of its own.
+fn without_nul<E: serde::de::Error>(text: &str) -> std::result::Result<(), E> {
+    if text.contains('\0') {
+        return Err(E::custom("a text has a NUL character in it"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

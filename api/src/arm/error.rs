@@ -166,16 +166,14 @@ impl From<Refusal> for ArmError {
                 .at("pointInTimeUTC")
                 .with_detail("NearestInstant", wire(before), "before"),
             Refusal::NoBackupYet { .. } => say(S::BAD_REQUEST, "NoBackupYet"),
-            Refusal::BackupBeforeWindow { earliest, .. } => {
-                say(S::BAD_REQUEST, "InvalidParameterValue")
-                    .at("pointInTimeUTC")
-                    .with_detail("RestorableWindow", wire(earliest), "earliestRestoreDate")
-            }
             Refusal::ServerNameAlreadyExists { .. } => say(S::CONFLICT, "ServerNameAlreadyExists"),
             Refusal::ServerIsBusy { .. } => say(S::CONFLICT, "ServerIsBusy"),
             Refusal::ServerIsNotReady { .. } => say(S::BAD_REQUEST, "ServerIsNotReady"),
             Refusal::InvalidResourceLocation { .. } => {
                 say(S::CONFLICT, "InvalidResourceLocation").at("location")
+            }
+            Refusal::InvalidResourceGroupLocation { .. } => {
+                say(S::CONFLICT, "InvalidResourceGroupLocation").at("location")
             }
             Refusal::LocationNotAvailable { .. } => {
                 say(S::BAD_REQUEST, "LocationNotAvailableForResourceType").at("location")

@@ -47,6 +47,9 @@ pub fn activity(
         let (name, after) = word(rest)?;
         let (op, after) = word(after)?;
         let (value, after) = value(after)?;
+        if value.chars().any(char::is_control) {
+            return Err(bad("a value has a control character in it"));
+        }
         term(&mut filter, &mut from, name, op, &value)?;
         let after = after.trim_start();
         if after.is_empty() {

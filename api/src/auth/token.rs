@@ -181,7 +181,7 @@ fn judge(claims: Claims, config: &AuthConfig, now: i64) -> Result<Identity, Deni
     let principal = claims
         .oid
         .or(claims.sub)
-        .filter(|principal| !principal.is_empty() && principal.len() <= 256)
+        .filter(|principal| !principal.is_empty() && principal.len() <= 256 && printable(principal))
         .ok_or(Denied::Invalid)?;
     let app = claims.appid.or(claims.azp).unwrap_or_default();
     let name = [
@@ -192,15 +192,24 @@ fn judge(claims: Claims, config: &AuthConfig, now: i64) -> Result<Identity, Deni
     ]
     .into_iter()
     .flatten()
-    .find(|name| !name.is_empty())
+    .find(|name| !name.is_empty() && printable(name))
     .unwrap_or_else(|| principal.clone());
     Ok(Identity {
         name,
         app,
         tenant: claims.tid.unwrap_or_default(),
-        groups: claims.groups,
+        groups: claims
+            .groups
+            .into_iter()
+            .filter(|group| printable(group))
+            .collect(),
         principal,
     })
+}
+
+/// What is looked up in the store and written into its log; PostgreSQL's text holds no NUL.
+fn printable(text: &str) -> bool {
+    !text.chars().any(char::is_control)
 }
 
 fn head(token: &str) -> Result<Head, Denied> {

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use super::patience::{Impatient, Patience};
 use crate::arm::headers::Peer;
 use crate::error::Error;
 
@@ -48,6 +49,25 @@ pub async fn serve(
     if tls.is_none() && !local.ip().is_loopback() {
         return Err(Error::PlainHttp(local));
     }
+    accept(listener, tls, router, shutdown).await;
+    Ok(())
+}
+
+/// Serves [`crate::metrics_router`] in plain HTTP wherever the operator wants it: no token goes there.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) {
+    accept(listener, None, router, shutdown).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) {
     let tls = tls.map(TlsAcceptor::from);
     let builder = Arc::new(builder());
     let graceful = GracefulShutdown::new();
@@ -89,7 +109,6 @@ pub async fn serve(
     {
         tracing::warn!("some connections did not end in time");
     }
-    Ok(())
 }
 
 fn builder() -> Builder<TokioExecutor> {
@@ -138,13 +157,26 @@ async fn speak(
     builder: &Builder<TokioExecutor>,
     watcher: Watcher,
 ) {
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        router.clone().oneshot(request)
+    let patience = Patience::new(HEADERS_WITHIN);
+    let service = service_fn({
+        let patience = Arc::clone(&patience);
+        move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            let under_way = patience.request();
+            let answer = router.clone().oneshot(request);
+            async move {
+                let answer = answer.await;
+                drop(under_way);
+                answer
+            }
+        }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(%peer, %error, "connection ended early");
+    let connection = builder.serve_connection(TokioIo::new(Impatient::new(stream)), service);
+    tokio::select! {
+        ended = watcher.watch(connection) => if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "connection ended early");
+        },
+        () = patience.lost() => tracing::debug!(%peer, "connection closed: it said nothing"),
     }
 }
 
@@ -235,6 +267,53 @@ mod tests {
             "{text}"
         );
         served.await.expect("ends").expect("in order");
+    }
+
+    /// What came on a connection that nobody closed on this side, and whether the server did, within
+    /// two minutes. Time is the test's: it runs when nobody has anything to do.
+    async fn until_closed(mut stream: TcpStream) -> Option<Vec<u8>> {
+        let mut came = Vec::new();
+        let all = async {
+            // A reset is an end, too.
+            let _ = stream.read_to_end(&mut came).await;
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(120), all).await;
+        in_time.is_ok().then_some(came)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_shown_the_door() {
+        // RELIABILITY §4.9 row 44: places are few, and no token is asked for one.
+        let (listener, at) = loopback().await;
+        let served = tokio::spawn(serve(listener, None, Router::new(), std::future::pending()));
+        let starts: [&[u8]; 4] = [
+            b"",
+            b"PRI * HT",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost:",
+        ];
+        for start in starts {
+            let mut stream = TcpStream::connect(at).await.expect("connects");
+            stream.write_all(start).await.expect("sends");
+            let what = String::from_utf8_lossy(start);
+            assert!(until_closed(stream).await.is_some(), "{what:?} stays");
+        }
+        served.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_is_not_written_to_for_ever() {
+        const LENGTH: usize = 64 << 20;
+        let router = Router::new().route("/", get(async || vec![b'x'; LENGTH]));
+        let (listener, at) = loopback().await;
+        let served = tokio::spawn(serve(listener, None, router, std::future::pending()));
+        let mut stream = TcpStream::connect(at).await.expect("connects");
+        stream.write_all(GET).await.expect("sends");
+        stream.readable().await.expect("is answered");
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let came = until_closed(stream).await.expect("is closed");
+        assert!(came.len() < LENGTH, "the server waited for its reader");
+        served.abort();
     }
 
     #[tokio::test]

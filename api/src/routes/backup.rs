@@ -3,10 +3,11 @@
 use axum::extract::Path;
 use axum::response::Response;
 use holdfast_control_plane::backup::BackupView;
+use http::StatusCode;
 
 use super::{accepted, accepted_or_absent, ok};
 use crate::arm::path::{BackupPath, ServerPath};
-use crate::arm::{Call, Result};
+use crate::arm::{ArmError, Call, Result};
 use crate::wire::backup::Backup;
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::list::List;
@@ -39,6 +40,18 @@ pub async fn put(Path(at): Path<BackupPath>, call: Call) -> Result<Response> {
         )
         .await?;
     Ok(accepted(&call, &done))
+}
+
+/// Anything below a backup: its bytes cannot be had (FLX-012, FLX-133). Asked with any method, and so in no
+/// list of operations.
+pub async fn export(Path(at): Path<BackupPath>, call: Call) -> Result<Response> {
+    call.require(READ, &at.scope())?;
+    at.parse()?;
+    Err(ArmError::new(
+        StatusCode::FORBIDDEN,
+        "BackupExportNotSupported",
+        "A backup cannot be exported: it is encrypted and can only be restored as a new server. For a portable copy run pg_dump against the server, or against one that was restored from the backup, and load it with pg_restore or psql.",
+    ))
 }
 
 /// Read a complete backup.

@@ -83,10 +83,16 @@ async fn find(at: &OperationPath, call: &Call) -> Result<Operation> {
 }
 
 async fn succeeded(operation: &Operation, call: &Call) -> Result<Response> {
-    let gone = || Ok(StatusCode::NO_CONTENT.into_response());
-    let (id, backup) = match operation.resource_id.rsplit_once("/backups/") {
-        Some((server, backup)) => (server, Some(backup)),
-        None => (operation.resource_id.as_str(), None),
+    // Only a backup's id ends in its name; `backups` can be the name of a group, too.
+    let (id, backup) = match operation.kind {
+        OperationKind::DeleteServer | OperationKind::DeleteBackup => {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        OperationKind::CreateBackup => operation
+            .resource_id
+            .rsplit_once("/backups/")
+            .unwrap_or_default(),
+        _ => (operation.resource_id.as_str(), ""),
     };
     let id = ServerResourceId::parse(id)?;
     let at = holdfast_control_plane::ServerRef {
@@ -96,7 +102,6 @@ async fn succeeded(operation: &Operation, call: &Call) -> Result<Response> {
     };
     let control = call.api.control();
     match operation.kind {
-        OperationKind::DeleteServer | OperationKind::DeleteBackup => gone(),
         OperationKind::StartServer | OperationKind::StopServer | OperationKind::RestartServer => {
             Ok(ok(ActionResult {
                 properties: Map::new(),
@@ -105,7 +110,7 @@ async fn succeeded(operation: &Operation, call: &Call) -> Result<Response> {
             }))
         }
         OperationKind::CreateBackup => {
-            let view = match control.get_backup(at, backup.unwrap_or_default()).await {
+            let view = match control.get_backup(at, backup).await {
                 Ok(view) => view,
                 Err(error) => return absent(error),
             };
@@ -118,9 +123,7 @@ async fn succeeded(operation: &Operation, call: &Call) -> Result<Response> {
                 backup.completed_time,
             )))
         }
-        OperationKind::CreateServer
-        | OperationKind::RestoreServer
-        | OperationKind::UpdateServer => match control.get_server(at).await {
+        _ => match control.get_server(at).await {
             Ok(view) => Ok(ok(Server::new(view, call.surroundings()))),
             Err(error) => absent(error),
         },

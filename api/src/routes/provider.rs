@@ -91,6 +91,11 @@ pub async fn operations(_call: Call) -> Result<Response> {
             "Servers",
             "Restart servers",
         ),
+        (
+            "flexibleServers/restore/action",
+            "Servers",
+            "Restore from servers",
+        ),
         ("flexibleServers/backups/read", "Backups", "Read backups"),
         (
             "flexibleServers/backups/write",

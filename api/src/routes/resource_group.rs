@@ -13,6 +13,7 @@ use crate::arm::path::GroupPath;
 use crate::arm::{Call, Result};
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::resource_group::{ResourceGroup, ResourceGroupBody, ResourceGroupProperties};
+use crate::wire::server_body::check_tags;
 
 const READ: &str = "Microsoft.Resources/subscriptions/resourceGroups/read";
 const WRITE: &str = "Microsoft.Resources/subscriptions/resourceGroups/write";
@@ -29,6 +30,7 @@ pub async fn put(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
     let subscription = at.parse()?;
     let (body, _) = call.json().await?;
     let body: ResourceGroupBody = typed(body)?;
+    check_tags(body.tags.as_ref())?;
     let (group, new) = call
         .api
         .control()

@@ -1,7 +1,8 @@
 //! `createMode: PointInTimeRestore` (contract §3.3): the state of one server at an instant, as a new one.
 //!
-//! Needs rights on both: write on the target, which the path names, and read on the source, which the
-//! body names. The source is judged before anything is looked up, so that nobody learns through a
+//! Needs rights on both: write on the target, which the path names, and read and restore on the source,
+//! which the body names. Read alone is not enough: whoever restores chooses the copy's password and so
+//! sees every row. The source is judged before anything is looked up, so that nobody learns through a
 //! restore what they may not read (RELIABILITY §4.2, §4.9 row 11).
 
 use axum::response::Response;
@@ -15,6 +16,7 @@ use crate::arm::{ArmError, Call, Result};
 use crate::wire::server_body::Put;
 
 const READ_BACKUPS: &str = "Microsoft.DBforPostgreSQL/flexibleServers/backups/read";
+const RESTORE: &str = "Microsoft.DBforPostgreSQL/flexibleServers/restore/action";
 
 pub(super) async fn point_in_time(
     target: &ServerPath,
@@ -33,6 +35,7 @@ pub(super) async fn point_in_time(
     let scope = source.to_string();
     call.require(server::READ, &scope)?;
     call.require(READ_BACKUPS, &scope)?;
+    call.require(RESTORE, &scope)?;
     if source.subscription == subscription
         && source.group.eq_ignore_ascii_case(&target.group)
         && source.name.eq_ignore_ascii_case(&target.server)

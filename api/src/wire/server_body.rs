@@ -413,7 +413,10 @@ fn refuse_what_is_not_offered(
 }
 
 /// Resource Manager's limits: 50 tags, names of 512 and values of 256 characters, names without case.
-fn check_tags(tags: Option<&BTreeMap<String, String>>) -> Result<()> {
+///
+/// # Errors
+/// 400 with the target `tags`.
+pub fn check_tags(tags: Option<&BTreeMap<String, String>>) -> Result<()> {
     let Some(tags) = tags else { return Ok(()) };
     let mut names: Vec<String> = tags.keys().map(|name| name.to_lowercase()).collect();
     names.sort_unstable();

@@ -31,6 +31,10 @@ pub struct ApiFile {
 #[serde(deny_unknown_fields)]
 pub struct ApiSection {
     pub listen: SocketAddr,
+    /// Where `/metrics` is served besides, in plain HTTP and to everybody who reaches it; it names servers.
+    /// Without it only loopback gets it, on `listen`.
+    #[serde(default)]
+    pub metrics_listen: Option<SocketAddr>,
     /// What clients call it: the beginning of every polling URL.
     pub public_url: Url,
     /// Absent only on a loopback address, behind something that ends TLS on the same machine.

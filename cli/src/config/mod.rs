@@ -7,6 +7,7 @@
 mod api;
 mod database;
 mod load;
+mod roles;
 mod scheduler;
 
 use std::path::Path;
@@ -18,8 +19,9 @@ pub use self::api::{ApiFile, ApiSection, AuthSection, TlsSection};
 pub use self::database::DatabaseSection;
 use self::load::{Overrides, collect};
 pub use self::load::{Problem, Problems};
+pub use self::roles::{RoleSection, RolesFile};
 pub use self::scheduler::{
-    CertificateFor, NodeSection, OwnerSection, SchedulerFile, SchedulerSection, VaultSection,
+    CertificateFor, NodeSection, SchedulerFile, SchedulerSection, SubscriptionSection, VaultSection,
 };
 use crate::telemetry;
 

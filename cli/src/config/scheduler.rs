@@ -1,6 +1,6 @@
-//! `holdfast serve scheduler`, and what an installation consists of: regions, stores, nodes, owners.
-//! The scheduler writes those into the metadata store when it starts; taking a line out of the file
-//! takes nothing away.
+//! `holdfast serve scheduler`, and what an installation consists of: regions, stores, nodes,
+//! subscriptions, roles. The scheduler writes those into the metadata store when it starts. Taking a line
+//! out of the file takes nothing away, except for roles: who is no longer named may no longer.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,10 +10,10 @@ use holdfast_domain::region::{Region, Site, canonical};
 use holdfast_domain::{SubscriptionId, VaultId};
 use serde::{Deserialize, Serialize};
 use url::Url;
-use uuid::Uuid;
 
 use super::database::DatabaseSection;
 use super::load::{Problems, collect};
+use super::roles::{RoleSection, check_roles};
 use super::{Check, Collect};
 use crate::join_tokens::Joiner;
 use crate::telemetry;
@@ -31,9 +31,12 @@ pub struct SchedulerFile {
     /// Nodes that may join.
     #[serde(default)]
     pub nodes: Vec<NodeSection>,
-    /// Who owns which subscription.
+    /// Made when they are not there.
     #[serde(default)]
-    pub owners: Vec<OwnerSection>,
+    pub subscriptions: Vec<SubscriptionSection>,
+    /// Who may do what.
+    #[serde(default)]
+    pub roles: Vec<RoleSection>,
     #[serde(default)]
     pub telemetry: telemetry::Settings,
 }
@@ -89,11 +92,9 @@ pub struct NodeSection {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OwnerSection {
-    /// `oid` of a user, a group or a service principal.
-    pub principal: Uuid,
-    pub subscription: SubscriptionId,
-    /// Made in the subscription's first region when it is not there.
+pub struct SubscriptionSection {
+    pub id: SubscriptionId,
+    /// Made in the first region when it is not there.
     #[serde(default)]
     pub resource_groups: Vec<String>,
 }
@@ -176,7 +177,8 @@ impl Check for SchedulerFile {
         ("regions", collect::<Vec<Region>>),
         ("vaults", collect::<Vec<VaultSection>>),
         ("nodes", collect::<Vec<NodeSection>>),
-        ("owners", collect::<Vec<OwnerSection>>),
+        ("subscriptions", collect::<Vec<SubscriptionSection>>),
+        ("roles", collect::<Vec<RoleSection>>),
         ("telemetry", collect::<telemetry::Settings>),
     ];
 
@@ -184,6 +186,7 @@ impl Check for SchedulerFile {
         self.database.check(problems);
         self.telemetry.check(problems);
         check_regions(&self.regions, problems);
+        check_roles(&self.roles, problems);
         if self.scheduler.names.is_empty() {
             problems.add("scheduler.names", "agents need a name to verify");
         }

@@ -36,8 +36,13 @@ use uuid::Uuid;
 use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
+<<<<<<< HEAD
 use crate::join_tokens::{self, Joiner};
 use crate::run_record::{self, Phase, RunRecord};
+=======
+use crate::config::{RoleSection, RolesFile};
+use crate::run_record::{self, RunRecord};
+>>>>>>> fix2-api
 use crate::state_dir::{self, StateDir, passage, private_dir};
 use crate::tls::Certificate;
 
@@ -91,6 +96,7 @@ pub async fn run(
         )));
     };
     let (identity, ports) = Identity::open_or_create(state)?;
+    let roles = roles(state, &identity)?;
     let clock = Clock::wall();
     let executable = executable::install(state)?;
     let run_dir = state.create_run_dir()?;
@@ -121,7 +127,7 @@ pub async fn run(
     let places = nodes::places(&site);
     let control_plane =
         ControlPlane::connect(pool.clone(), clock.clone(), site, Policy::default()).await?;
-    furnish(&control_plane, state, &identity, &places).await?;
+    furnish(&control_plane, state, &identity, &roles, &places).await?;
 
     let setting = AgentSetting {
         state,
@@ -310,11 +316,27 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
+/// The administrator's, and what `roles.toml` says besides.
+fn roles(state: &StateDir, identity: &Identity) -> Result<Vec<RoleAssignment>> {
+    let file = state.roles_file();
+    let given = RolesFile::load(&file).map_err(|problems| {
+        crate::exit::Failure::Usage(format!("{} cannot be used: {problems}", file.display()))
+    })?;
+    let owner = RoleAssignment {
+        principal: identity.administrator.to_string(),
+        role: Role::Owner,
+        scope: format!("/subscriptions/{}", identity.subscription),
+    };
+    let given = given.roles.iter().map(RoleSection::assignment);
+    Ok(std::iter::once(owner).chain(given).collect())
+}
+
 /// What a site has from the start: a subscription with its owner, a resource group, its stores.
 async fn furnish(
     control_plane: &ControlPlane,
     state: &StateDir,
     identity: &Identity,
+    roles: &[RoleAssignment],
     places: &[Place],
 ) -> Result<()> {
     passage(&state.nodes_dir())?;
@@ -322,12 +344,7 @@ async fn furnish(
     control_plane
         .ensure_subscription(identity.subscription)
         .await?;
-    let owner = RoleAssignment {
-        principal: identity.administrator.to_string(),
-        role: Role::Owner,
-        scope: format!("/subscriptions/{}", identity.subscription),
-    };
-    control_plane.assign_role(&owner).await?;
+    control_plane.configure_roles(roles).await?;
     let group = &identity.resource_group;
     if !control_plane
         .resource_group_exists(identity.subscription, group)

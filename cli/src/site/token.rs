@@ -41,12 +41,23 @@ pub fn accepted(state: &StateDir, identity: &Identity) -> AuthConfig {
 
 /// A fresh token for the site's administrator.
 pub fn mint(state: &StateDir, identity: &Identity) -> Result<Token> {
+    let administrator = identity.administrator.to_string();
+    mint_for(state, identity, &administrator, "administrator")
+}
+
+/// A fresh token for somebody whom `roles.toml` names.
+pub fn mint_for(
+    state: &StateDir,
+    identity: &Identity,
+    principal: &str,
+    name: &str,
+) -> Result<Token> {
     let wanted = Mint {
         issuer: issuer_name(identity),
         audience: AUDIENCE.to_owned(),
         tenant: identity.tenant.to_string(),
-        principal: identity.administrator.to_string(),
-        name: "administrator".to_owned(),
+        principal: principal.to_owned(),
+        name: name.to_owned(),
         groups: Vec::new(),
         valid_for: LIFE,
     };

@@ -21,6 +21,71 @@ pub(crate) struct ServerFacts {
     pub backup_bytes: u64,
     pub wal_bytes: u64,
     pub has_problem: bool,
+    pub archived_until: Option<DateTime<Utc>>,
+}
+
+/// Seconds; what operations take lies between a moment and a day.
+pub(crate) const DURATION_BOUNDS_S: &[f64] = &[
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0,
+];
+
+/// Ended operations of one kind and end.
+pub(crate) struct DurationRow {
+    pub kind: String,
+    pub state: String,
+    /// Infinity: longer than all bounds.
+    pub at_most_s: f64,
+    pub operations: u64,
+    pub seconds: f64,
+}
+
+/// Every operation that ever ended, the forgotten ones from their tally.
+pub(crate) async fn durations(conn: &mut PgConnection) -> Result<Vec<DurationRow>> {
+    let rows: Vec<(String, String, f64, i64, f64)> = sqlx::query_as(
+        "select kind::text, state::text, at_most_s, sum(operations)::bigint, sum(seconds)::float8
+           from (select kind, state, at_most_s, operations, seconds from operation_tally
+                 union all
+                 select o.kind, o.state, bound.at_most_s, 1, o.seconds
+                   from (select kind, state, extract(epoch from ended_at - created_at)::float8 as seconds
+                           from operation where ended_at is not null) o
+                   join lateral (select coalesce(min(le), 'Infinity') as at_most_s
+                                   from unnest($1::float8[]) as le where le >= o.seconds) bound on true) every
+          group by kind, state, at_most_s order by 1, 2, 3",
+    )
+    .bind(DURATION_BOUNDS_S)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(
+            |(kind, state, at_most_s, operations, seconds)| DurationRow {
+                kind,
+                state,
+                at_most_s,
+                operations: operations.unsigned_abs(),
+                seconds,
+            },
+        )
+        .collect())
+}
+
+/// A prune job freed so much.
+pub(crate) async fn add_pruned(conn: &mut PgConnection, bytes: u64) -> Result<()> {
+    sqlx::query(
+        "insert into prune_tally (bytes) values ($1)
+         on conflict (only) do update set bytes = prune_tally.bytes + excluded.bytes",
+    )
+    .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub(crate) async fn pruned(conn: &mut PgConnection) -> Result<u64> {
+    let bytes: Option<i64> = sqlx::query_scalar("select bytes from prune_tally")
+        .fetch_optional(conn)
+        .await?;
+    Ok(bytes.unwrap_or_default().unsigned_abs())
 }
 
 pub(crate) async fn subscriptions(conn: &mut PgConnection) -> Result<Vec<SubscriptionId>> {
@@ -61,6 +126,7 @@ pub(crate) async fn server_facts(
         Option<DateTime<Utc>>,
         i64,
         i64,
+        Option<DateTime<Utc>>,
         bool,
     );
     let rows: Vec<Row> = sqlx::query_as(
@@ -70,9 +136,10 @@ pub(crate) async fn server_facts(
                 b.last_failure,
                 coalesce(b.bytes, 0)::bigint,
                 coalesce(w.bytes, 0)::bigint,
-                i.problem is not null
+                l.caught_up_at,
+                l.problem is not null
            from server s
-           left join incarnation i on i.subscription_id = s.subscription_id and i.id = s.incarnation_id
+           left join incarnation l on l.subscription_id = s.subscription_id and l.id = s.incarnation_id
            left join lateral (
                 select max(completed_time) as last_success,
                        max(failed_at)      as last_failure,
@@ -91,12 +158,21 @@ pub(crate) async fn server_facts(
     Ok(rows
         .into_iter()
         .map(
-            |(id, last_success, last_failure, backup_bytes, wal_bytes, has_problem)| {
+            |(
+                id,
+                last_success,
+                last_failure,
+                backup_bytes,
+                wal_bytes,
+                archived_until,
+                has_problem,
+            )| {
                 let facts = ServerFacts {
                     last_success,
                     last_failure,
                     backup_bytes: backup_bytes.unsigned_abs(),
                     wal_bytes: wal_bytes.unsigned_abs(),
+                    archived_until,
                     has_problem,
                 };
                 (ServerId(id), facts)

@@ -110,6 +110,41 @@ pub(crate) async fn assign(conn: &mut PgConnection, assignment: &RoleAssignment)
     Ok(())
 }
 
+/// Makes the configured assignments these and no others.
+pub(crate) async fn configure(conn: &mut PgConnection, roles: &[RoleAssignment]) -> Result<()> {
+    // Two schedulers that start together take turns; readers are not kept waiting.
+    sqlx::query("lock table role_assignment in share row exclusive mode")
+        .execute(&mut *conn)
+        .await?;
+    let principals: Vec<&str> = roles.iter().map(|role| role.principal.as_str()).collect();
+    let scopes: Vec<&str> = roles.iter().map(|role| role.scope.as_str()).collect();
+    let names: Vec<String> = roles.iter().map(|role| label(role.role)).collect();
+    sqlx::query(
+        "delete from role_assignment
+          where configured
+            and (principal, scope_key, role::text) not in
+                (select principal, lower(scope), role
+                   from unnest($1::text[], $2::text[], $3::text[]) as wanted (principal, scope, role))",
+    )
+    .bind(&principals)
+    .bind(&scopes)
+    .bind(&names)
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query(
+        "insert into role_assignment (principal, scope_key, role, scope, configured)
+         select distinct on (principal, lower(scope), role) principal, lower(scope), role::role_name, scope, true
+           from unnest($1::text[], $2::text[], $3::text[]) as wanted (principal, scope, role)
+         on conflict do nothing",
+    )
+    .bind(&principals)
+    .bind(&scopes)
+    .bind(&names)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 pub(crate) async fn assignments_of(
     conn: &mut PgConnection,
     principals: &[String],

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::Hold;
+use super::gauge::DURATION_BOUNDS_S;
 use super::label::{from_label, label};
 use crate::error::violated;
 use crate::{Error, Result};
@@ -272,14 +273,29 @@ pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Re
         .bind(before)
         .execute(&mut *conn)
         .await?;
-    let operations = sqlx::query(
-        "delete from operation o
-          where ended_at < $1
-            and not exists (select from job j
-                             where j.subscription_id = o.subscription_id and j.operation_id = o.id)",
+    // Their durations stay in the tally, or the histogram of `/metrics` would shrink.
+    let operations: i64 = sqlx::query_scalar(
+        "with gone as (
+              delete from operation o
+               where ended_at < $1
+                 and not exists (select from job j
+                                  where j.subscription_id = o.subscription_id and j.operation_id = o.id)
+              returning kind, state, extract(epoch from ended_at - created_at)::float8 as seconds),
+         kept as (
+              insert into operation_tally (kind, state, at_most_s, operations, seconds)
+              select kind, state, bound.at_most_s, count(*), sum(gone.seconds)
+                from gone
+                join lateral (select coalesce(min(le), 'Infinity') as at_most_s
+                                from unnest($2::float8[]) as le where le >= gone.seconds) bound on true
+               group by kind, state, bound.at_most_s
+              on conflict (kind, state, at_most_s) do update
+                 set operations = operation_tally.operations + excluded.operations,
+                     seconds = operation_tally.seconds + excluded.seconds)
+         select count(*) from gone",
     )
     .bind(before)
-    .execute(conn)
+    .bind(DURATION_BOUNDS_S)
+    .fetch_one(conn)
     .await?;
-    Ok(jobs.rows_affected() + operations.rows_affected())
+    Ok(jobs.rows_affected() + operations.unsigned_abs())
 }

@@ -218,8 +218,28 @@ pub fn restored(
     if let Some(password) = &wish.administrator_password {
         name::check_administrator_password(password)?;
     }
+    if let Some(login) = &wish.administrator_login
+        && *login != source.administrator_login
+    {
+        return Err(Refusal::invalid(
+            "properties.administratorLogin",
+            format!(
+                "A restore keeps the source's login '{}'; leave it out.",
+                source.administrator_login
+            ),
+        ));
+    }
     let mut settings = source.clone();
     if let Some(sku) = sku(wish)? {
+        if sku.tier < source.sku.tier {
+            return Err(Refusal::invalid(
+                "sku.tier",
+                format!(
+                    "A restore goes to the source's tier {:?} or a higher one.",
+                    source.sku.tier
+                ),
+            ));
+        }
         settings.sku = sku;
     }
     if let Some(size_gb) = wish
@@ -364,6 +384,11 @@ pub fn patch(
             ..ServerWish::default()
         })?
         .unwrap_or(settings.sku);
+    } else if wish.sku_tier.is_some_and(|tier| tier != current.sku.tier) {
+        return Err(Refusal::invalid(
+            "sku.name",
+            "Give the sku's name with the new tier, such as Standard_D2s_v3.",
+        ));
     }
     if let Some(window) = &wish.maintenance_window {
         settings.maintenance_window = window.clone();
@@ -557,6 +582,47 @@ mod tests {
             (128, 21)
         );
         assert_eq!(settings.administrator_login, "hfadmin");
+    }
+
+    #[test]
+    fn a_restore_lowers_no_tier_and_changes_no_login() {
+        // contract §3.3
+        let site = Site::built_in();
+        let source = made(&wish(), "eastus2").expect("fine");
+        let tier = |name: &str, tier| ServerWish {
+            sku_name: Some(name.into()),
+            sku_tier: Some(tier),
+            ..ServerWish::default()
+        };
+        let target = |asked: &ServerWish| match restored(asked, &source, "eastus2", &site) {
+            Err(Refusal::InvalidParameterValue { target, .. }) => target,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(target(&tier("Standard_B1ms", Tier::Burstable)), "sku.tier");
+        let login = |login: &str| ServerWish {
+            administrator_login: Some(login.into()),
+            ..ServerWish::default()
+        };
+        assert_eq!(target(&login("other")), "properties.administratorLogin");
+        assert!(restored(&login("hfadmin"), &source, "eastus2", &site).is_ok());
+        let higher = restored(
+            &tier("Standard_E2s_v3", Tier::MemoryOptimized),
+            &source,
+            "eastus2",
+            &site,
+        );
+        assert_eq!(higher.expect("fine").sku.tier, Tier::MemoryOptimized);
+    }
+
+    #[test]
+    fn a_tier_is_changed_together_with_its_sku() {
+        let current = made(&wish(), "eastus2").expect("fine");
+        let tier = |tier| ServerWish {
+            sku_tier: Some(tier),
+            ..ServerWish::default()
+        };
+        assert!(patch(&tier(Tier::MemoryOptimized), &current, false).is_err());
+        assert!(patch(&tier(Tier::GeneralPurpose), &current, false).is_ok());
     }
 
     #[test]

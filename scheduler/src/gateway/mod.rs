@@ -7,6 +7,7 @@
 
 mod check;
 mod identity;
+mod patience;
 mod reply;
 mod tls;
 mod trace;

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::identity::Peer;
+use super::patience::{Impatient, Patience};
 use crate::authority::{Authority, SERVER_CERTIFICATE_LIFE};
 use crate::{Error, Result};
 
@@ -116,12 +117,22 @@ async fn connection(
         .peer_certificates()
         .and_then(<[_]>::first)
         .and_then(Peer::of_certificate);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let mut request = request.map(Body::new);
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(peer);
+    let patience = Patience::new(HEADER_READ);
+    let service = service_fn({
+        let patience = Arc::clone(&patience);
+        move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            let under_way = patience.request();
+            let answer = router.clone().oneshot(request);
+            async move {
+                let answer = answer.await;
+                drop(under_way);
+                answer
+            }
         }
-        router.clone().oneshot(request)
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
@@ -133,10 +144,13 @@ async fn connection(
         .keep_alive_interval(HEADER_READ)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
     let connection = http
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Impatient::new(stream)), service)
         .into_owned();
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(error = %error, "connection of an agent ended");
+    tokio::select! {
+        ended = watcher.watch(connection) => if let Err(error) = ended {
+            tracing::debug!(error = %error, "connection of an agent ended");
+        },
+        () = patience.lost() => tracing::debug!("connection closed: no agent said anything"),
     }
 }
 

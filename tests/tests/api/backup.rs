@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use chrono::TimeDelta;
-use holdfast_tests::api_client::{ApiClient, server_path};
-use http::Method;
+use holdfast_tests::api_client::{ApiClient, OWNER, STRANGER, request, server_path};
+use http::{Method, header};
 use insta::assert_json_snapshot;
 use serde_json::json;
 
@@ -219,5 +219,64 @@ async fn restore_points_say_what_a_restore_would_use_and_reserve_nothing() -> Re
     }
     "#);
     assert_eq!(harness.count("SELECT count(*) FROM pin").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backup_is_exported_by_nobody_and_pg_dump_is_named() -> Result<()> {
+    // FLX-012, FLX-133
+    let (mut harness, api) = created().await?;
+    let backup = format!("{}/backups/b1", server_path("pg1"));
+    api.call(Method::PUT, &backup, None).await?;
+    harness.run_until_idle().await?;
+    for (method, below) in [
+        (Method::POST, "export"),
+        (Method::GET, "download/base.tar"),
+        (Method::PUT, "copies/c1"),
+    ] {
+        let refused = api.call(method, &format!("{backup}/{below}"), None).await?;
+        assert_eq!(
+            refused.refusal(),
+            (403, "BackupExportNotSupported"),
+            "{below}"
+        );
+        assert!(refused.body.to_string().contains("pg_dump"), "{below}");
+    }
+    let stranger = api
+        .call_as(STRANGER, Method::POST, &format!("{backup}/export"), None)
+        .await?;
+    assert_eq!(stranger.refusal(), (403, "AuthorizationFailed"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_repeated_request_for_a_backup_is_the_same_one_only_by_its_id() -> Result<()> {
+    // DESIGN §2, "what excludes what"
+    let (_harness, api) = created().await?;
+    let token = api.token(OWNER)?;
+    let put = |name: &str, id: Option<&str>| {
+        let mut put = request(
+            Method::PUT,
+            &format!("{}/backups/{name}", server_path("pg1")),
+        )
+        .header(header::AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(id) = id {
+            put = put.header("x-ms-client-request-id", id);
+        }
+        let request = put.body(axum::body::Body::empty());
+        let api = &api;
+        async move { api.send(request?).await }
+    };
+    assert_eq!(put("b1", None).await?.status, 202);
+    let again = put("b1", None).await?;
+    assert_eq!(again.refusal(), (409, "BackupAlreadyExists"));
+
+    let id = Some("11111111-1111-4111-8111-111111111111");
+    let first = put("b2", id).await?;
+    let second = put("b2", id).await?;
+    assert_eq!(
+        ApiClient::operation_of(&first)?,
+        ApiClient::operation_of(&second)?
+    );
     Ok(())
 }

@@ -102,6 +102,8 @@ async fn row_28_an_activity_filter_is_read_and_not_run() -> Result<()> {
         "/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Insights/eventtypes/management/values?api-version=2015-04-01"
     );
     for bad in [
+        "eventTimestamp%20ge%20'2026-11-20T00:00:00Z'%20and%20caller%20eq%20'a%00b'",
+        "eventTimestamp%20ge%20'2026-11-20T00:00:00Z'%20and%20resourceGroupName%20eq%20a%00b",
         "eventTimestamp%20ge%20'x'",
         "eventTimestamp%20ge%20'2026-11-20T00:00:00Z'%20or%201%20eq%201",
         "'%20or%201=1%20--",
@@ -110,6 +112,48 @@ async fn row_28_an_activity_filter_is_read_and_not_run() -> Result<()> {
         let refused = setting.api.get(&format!("{base}&$filter={bad}")).await?;
         assert_eq!(refused.status, 400, "{bad}: {refused:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_no_store_can_hold_is_refused_and_never_our_mistake() -> Result<()> {
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let group = format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/rg2");
+    let lock = format!("{group}/providers/Microsoft.Authorization/locks/l").replace("rg2", "rg1");
+    let nul = "a\u{0}b";
+    let mut networked = create_body();
+    networked["properties"]["network"] =
+        json!({"delegatedSubnetResourceId": nul, "privateDnsZoneArmResourceId": nul});
+    let notes = json!({"properties": {"level": "CanNotDelete", "notes": nul}});
+    for (path, body) in [
+        (
+            group.clone(),
+            json!({"location": "eastus2", "tags": {"a": nul}}),
+        ),
+        (
+            group.clone(),
+            json!({"location": "eastus2", "tags": {nul: "a"}}),
+        ),
+        (
+            group.clone(),
+            json!({"location": "eastus2", "tags": {"a": "x\ny"}}),
+        ),
+        (
+            group.clone(),
+            json!({"location": "eastus2", "tags": {"a": "x".repeat(257)}}),
+        ),
+        (lock, notes),
+        (server_path("pg2"), networked),
+    ] {
+        let refused = setting
+            .api
+            .call(Method::PUT, &path, Some(body.clone()))
+            .await?;
+        assert_eq!(refused.status, 400, "{body}: {refused:?}");
+    }
+    assert_eq!(setting.traces().await?, before);
+    assert_eq!(setting.api.get(&group).await?.status, 404);
     Ok(())
 }
 

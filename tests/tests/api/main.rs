@@ -3,8 +3,11 @@
 
 mod backup;
 mod hostile;
+mod metrics;
+mod operation;
 mod refusals;
 mod resources;
+mod rights;
 mod server;
 mod tokens;
 mod with_server;

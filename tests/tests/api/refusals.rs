@@ -5,8 +5,9 @@ use anyhow::Result;
 use chrono::TimeDelta;
 use holdfast_domain::SubscriptionId;
 use holdfast_domain::job::Power;
+use holdfast_domain::role::{Role, RoleAssignment};
 use holdfast_tests::api_client::{READER, STRANGER, create_body, server_path};
-use holdfast_tests::harness::SUBSCRIPTION;
+use holdfast_tests::harness::{SUBSCRIPTION, caller};
 use http::Method;
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
@@ -105,6 +106,35 @@ async fn row_11_a_restore_needs_rights_on_its_source_too() -> Result<()> {
         assert_eq!(refused.refusal(), (403, "AuthorizationFailed"), "{source}");
     }
     assert_eq!(setting.traces().await?, before);
+
+    // Who may only read the source would read all of it as the administrator of a copy.
+    let group = format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/mine");
+    let control = &setting.harness.control_plane;
+    control
+        .put_resource_group(&caller(), SUBSCRIPTION, "mine", Some("eastus2"), None)
+        .await?;
+    let give = |role, scope: &str| RoleAssignment {
+        principal: READER.to_owned(),
+        role,
+        scope: scope.to_owned(),
+    };
+    control.assign_role(&give(Role::Owner, &group)).await?;
+    let target = server_path("pg2").replace("/resourceGroups/rg1/", "/resourceGroups/mine/");
+    let restore = || {
+        let api = &setting.api;
+        api.call_as(READER, Method::PUT, &target, Some(restore_body()))
+    };
+    let refused = restore().await?;
+    assert_eq!(refused.refusal(), (403, "AuthorizationFailed"));
+    assert!(
+        refused.body.to_string().contains("/restore/action"),
+        "{refused:?}"
+    );
+    assert_eq!(setting.traces().await?, before);
+    let operator = give(Role::BackupOperator, &server_path("pg1"));
+    control.assign_role(&operator).await?;
+    let accepted = restore().await?;
+    assert_eq!(accepted.status, 202, "{accepted:?}");
     Ok(())
 }
 
@@ -221,6 +251,7 @@ async fn row_15_a_restore_time_is_an_instant() -> Result<()> {
         json!(1_795_161_600),
         json!(["2026-11-20T10:00:00Z"]),
         json!({}),
+        Value::Null,
     ] {
         let shown: String = bad.to_string().chars().take(60).collect();
         let refused = setting.restore("pg2", bad).await?;

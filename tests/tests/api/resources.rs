@@ -78,7 +78,9 @@ async fn the_activity_log_tells_how_everything_began_and_ended() -> Result<()> {
     harness.nodes[0]
         .script
         .insert(JobKind::Drop, failure("DiskFull", false));
-    api.call(Method::DELETE, &server_path("pg1"), None).await?;
+    // In whatever case somebody writes it, it is logged under its own name.
+    let shouted = server_path("pg1").replace("/rg1/", "/RG1/");
+    let dropped = api.call(Method::DELETE, &shouted, None).await?;
     harness.run_until_idle().await?;
     let path = format!(
         "/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Insights/eventtypes/management/values\
@@ -86,6 +88,11 @@ async fn the_activity_log_tells_how_everything_began_and_ended() -> Result<()> {
         server_path("pg1")
     );
     let events = api.get(&path).await?;
+    let ids = events.body["value"].as_array().into_iter().flatten();
+    for event in ids {
+        let id = event["resourceId"].as_str().unwrap_or_default();
+        assert!(id.starts_with(&server_path("pg1")), "{id}");
+    }
     let lines: Vec<String> = events.body["value"]
         .as_array()
         .into_iter()
@@ -107,6 +114,32 @@ async fn the_activity_log_tells_how_everything_began_and_ended() -> Result<()> {
       "Microsoft.DBforPostgreSQL/flexibleServers/write Started"
     ]
     "#);
+
+    let base = format!(
+        "/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Insights/eventtypes/management/values\
+         ?api-version=2015-04-01&$filter=eventTimestamp%20ge%20'2026-11-20T00:00:00Z'%20and%20"
+    );
+    let count = async |term: String| {
+        let found = api.get(&format!("{base}{term}")).await?;
+        anyhow::ensure!(found.status == 200, "{term}: {found:?}");
+        anyhow::Ok(found.body["value"].as_array().map_or(0, Vec::len))
+    };
+    assert_eq!(
+        count(format!(
+            "resourceGroupName%20eq%20'{}'%20and%20resourceUri%20eq%20'{}'",
+            GROUP.to_uppercase(),
+            server_path("pg1")
+        ))
+        .await?,
+        lines.len()
+    );
+    assert_eq!(count("resourceGroupName%20eq%20'other'".into()).await?, 0);
+    let deleted = dropped.headers["x-ms-correlation-request-id"].to_str()?;
+    assert_eq!(count(format!("correlationId%20eq%20'{deleted}'")).await?, 3);
+    assert_eq!(
+        count("correlationId%20eq%20'00000000-0000-4000-8000-000000000000'".into()).await?,
+        0
+    );
 
     let unfiltered = format!(
         "/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Insights/eventtypes/management/values?api-version=2015-04-01"
@@ -147,6 +180,11 @@ async fn a_resource_group_is_made_read_and_asked_for() -> Result<()> {
     assert_eq!(api.call(Method::HEAD, &path, None).await?.status, 204);
     let read = api.get(&path.replace("Rg2", "rG2")).await?;
     assert_eq!((read.status, &read.body["name"]), (200, &json!("Rg2")));
+
+    let moved = api
+        .call(Method::PUT, &path, Some(json!({"location": "westus"})))
+        .await?;
+    assert_eq!(moved.refusal(), (409, "InvalidResourceGroupLocation"));
 
     let group = format!("/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}{version}");
     let seen = api.call_as(READER, Method::GET, &group, None).await?;

@@ -1,6 +1,7 @@
 //! What the API says of servers: whole responses.
 
 use anyhow::Result;
+use chrono::TimeDelta;
 use holdfast_domain::job::JobKind;
 use holdfast_tests::api_client::{
     ApiClient, OWNER, create_body, request, server_path, servers_path,
@@ -246,6 +247,29 @@ async fn a_server_is_stopped_and_started() -> Result<()> {
         )
         .await?;
     assert_eq!(again.refusal(), (400, "ServerIsNotReady"));
+
+    // Nothing else is done to a stopped server (contract, flexible-servers §6).
+    let tags = json!({"tags": {"team": "a"}});
+    for method in [Method::PATCH, Method::PUT] {
+        let mut body = tags.clone();
+        if method == Method::PUT {
+            body["location"] = "eastus2".into();
+            body["properties"]["createMode"] = "Update".into();
+        }
+        let refused = api.call(method, &server_path("pg1"), Some(body)).await?;
+        assert_eq!(refused.refusal(), (400, "ServerIsNotReady"), "{refused:?}");
+    }
+    // What would be lost does not grow while nothing is written.
+    let points = format!(
+        "{}/providers/Holdfast.Recovery/restorePoints",
+        server_path("pg1")
+    );
+    let before = api.get(&points).await?;
+    let age = &before.body["properties"]["recoveryPointAgeSeconds"];
+    assert!(age.is_number(), "{before:?}");
+    harness.advance(TimeDelta::hours(3)).await?;
+    let later = api.get(&points).await?;
+    assert_eq!(&later.body["properties"]["recoveryPointAgeSeconds"], age);
 
     let start = api
         .call(Method::POST, &format!("{}/start", server_path("pg1")), None)

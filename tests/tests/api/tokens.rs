@@ -214,6 +214,78 @@ async fn row_5_a_key_id_names_a_key_of_ours_and_its_own_algorithm() -> Result<()
         .await
 }
 
+/// An RSA key of 2048 bits in the API's file, beside its own.
+struct Rsa {
+    signing: EncodingKey,
+    public_pem: String,
+    header: Header,
+}
+
+impl Rsa {
+    fn beside(setting: &Setting) -> Result<Self> {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256)?;
+        // RSAPublicKey of RFC 8017: SEQUENCE { INTEGER 0 n, INTEGER 65537 }.
+        let der = pair.public_key_raw();
+        anyhow::ensure!(
+            der.len() == 270 && der.ends_with(&[2, 3, 1, 0, 1]),
+            "{der:?}"
+        );
+        let mut keys: Value = serde_json::from_str(&setting.api.issuer().jwks())?;
+        let jwk = json!({
+            "kty": "RSA", "kid": "rsa-1", "use": "sig",
+            "n": URL_SAFE_NO_PAD.encode(&der[9..265]), "e": "AQAB",
+        });
+        keys["keys"].as_array_mut().expect("a list").push(jwk);
+        let beside = setting.api.jwks_file.with_extension("next");
+        std::fs::write(&beside, keys.to_string())?;
+        std::fs::rename(&beside, &setting.api.jwks_file)?;
+        let mut header = Header::new(Algorithm::RS256);
+        header.kid = Some("rsa-1".to_owned());
+        Ok(Self {
+            signing: EncodingKey::from_rsa_pem(pair.serialize_pem().as_bytes())?,
+            public_pem: pair.public_key_pem(),
+            header,
+        })
+    }
+}
+
+#[tokio::test]
+async fn rows_4_and_5_an_rsa_key_signs_and_does_nothing_else() -> Result<()> {
+    let setting = Setting::new().await?;
+    let rsa = Rsa::beside(&setting)?;
+    let claims = setting.claims();
+    let good = jsonwebtoken::encode(&rsa.header, &claims, &rsa.signing)?;
+    assert_eq!(setting.bearer(&good).await?.status, 200);
+
+    for secret in [rsa.public_pem.as_str(), rsa.public_pem.trim_end()] {
+        let header = Header {
+            alg: Algorithm::HS256,
+            ..rsa.header.clone()
+        };
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        let token = jsonwebtoken::encode(&header, &claims, &key)?;
+        setting
+            .refused("the public key as a secret", &token)
+            .await?;
+    }
+    let crossed = Header {
+        kid: setting.header().kid,
+        ..rsa.header.clone()
+    };
+    let token = jsonwebtoken::encode(&crossed, &claims, &rsa.signing)?;
+    setting
+        .refused("RS256 under the EdDSA key's id", &token)
+        .await?;
+    let crossed = Header {
+        kid: rsa.header.kid.clone(),
+        ..setting.header()
+    };
+    let token = setting.sign(&crossed, &claims)?;
+    setting
+        .refused("EdDSA under the RSA key's id", &token)
+        .await
+}
+
 #[tokio::test]
 async fn row_6_a_token_does_not_bring_its_own_key() -> Result<()> {
     let setting = Setting::new().await?;
