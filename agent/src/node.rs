@@ -291,10 +291,13 @@ impl Node {
     /// supervisor goes on in either case.
     pub async fn servers_ready(&self) {
         let servers = self.servers();
-        let wanted = servers.iter().filter(|server| server.running().is_some());
-        futures::future::join_all(wanted.map(|server| async move {
-            if let Err(error) = server.ready().await {
-                tracing::warn!(server.incarnation = %server.incarnation(), error = chain(&error), "a server does not start");
+        futures::future::join_all(servers.iter().map(|server| async move {
+            match server.ready().await {
+                // It is not meant to run.
+                Ok(()) | Err(Error::NotStreaming) => {}
+                Err(error) => {
+                    tracing::warn!(server.incarnation = %server.incarnation(), error = chain(&error), "a server does not start");
+                }
             }
         }))
         .await;

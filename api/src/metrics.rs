@@ -193,14 +193,15 @@ fn text(gauges: &Gauges) -> String {
     }
     let mut family = Family::new(
         &mut page,
-<<<<<<< HEAD
         "holdfast_server_problem",
         "1 while the server's node says that something is wrong with it.",
     );
     for server in &gauges.servers {
         let problem = f64::from(u8::from(server.has_problem));
         family.line(&[("server", &server.server)], problem);
-=======
+    }
+    let mut family = Family::new(
+        &mut page,
         "holdfast_wal_archive_lag_seconds",
         "For how long committed transactions may have been outside the store.",
     );
@@ -211,7 +212,6 @@ fn text(gauges: &Gauges) -> String {
             .unwrap_or_default()
             .as_secs_f64();
         family.line(&[("server", &server.server)], lag);
->>>>>>> fix2-api
     }
     let mut family = Family::new(
         &mut page,
@@ -323,9 +323,7 @@ mod tests {
             "holdfast_backup_last_failure_timestamp_seconds{server=\"/s/pg\\\"1\"} 1.5",
             "holdfast_recovery_point_age_seconds{server=\"/s/pg\\\"1\"} 1.5",
             "holdfast_backup_storage_used_bytes{server=\"/s/pg\\\"1\",kind=\"wal\"} 10",
-<<<<<<< HEAD
             "holdfast_server_problem{server=\"/s/pg\\\"1\"} 1",
-=======
             "holdfast_wal_archive_lag_seconds{server=\"/s/pg\\\"1\"} 0.25",
             "# TYPE holdfast_prune_deleted_bytes_total counter",
             "holdfast_prune_deleted_bytes_total 4096",
@@ -334,7 +332,6 @@ mod tests {
             "holdfast_operation_duration_seconds_bucket{type=\"create-server\",status=\"succeeded\",le=\"+Inf\"} 3",
             "holdfast_operation_duration_seconds_sum{type=\"create-server\",status=\"succeeded\"} 12.5",
             "holdfast_operation_duration_seconds_count{type=\"create-server\",status=\"succeeded\"} 3",
->>>>>>> fix2-api
             "holdfast_operation_in_progress 1",
             "holdfast_jobs{state=\"queued\"} 0",
             "holdfast_jobs{state=\"leased\"} 2",

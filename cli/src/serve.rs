@@ -148,15 +148,9 @@ async fn serve_scheduler(config: &SchedulerFile) -> Result<()> {
         )?;
     }
     furnish(&control_plane, config).await?;
-<<<<<<< HEAD
     let joiners = config.joiners();
     join_tokens::issue(&control_plane, &joiners).await?;
-    let listener = TcpListener::bind(config.scheduler.listen)
-        .await
-        .with_context(|| format!("{} cannot be listened on", config.scheduler.listen))?;
-=======
     let listener = bind(config.scheduler.listen).await?;
->>>>>>> fix2-api
     tracing::info!(address = %config.scheduler.listen, "agents are served");
     let settings = SchedulerConfig {
         gateway_names: config.scheduler.names.clone(),
@@ -206,26 +200,8 @@ async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result
             }
         }
     }
-<<<<<<< HEAD
-=======
     let roles: Vec<RoleAssignment> = config.roles.iter().map(RoleSection::assignment).collect();
     control_plane.configure_roles(&roles).await?;
-    for node in &config.nodes {
-        let token = control_plane
-            .issue_join_token(
-                &node.name,
-                &node.region,
-                node.zone.as_deref(),
-                JOIN_TOKEN_LIFE,
-            )
-            .await?;
-        state_dir::replace(
-            &node.join_token_file,
-            format!("{token}\n").as_bytes(),
-            0o600,
-        )?;
-    }
->>>>>>> fix2-api
     Ok(())
 }
 

@@ -91,7 +91,6 @@ pub(super) fn load(
     }
 }
 
-<<<<<<< HEAD
 /// What the environment says, by key. A variable is text, as it stands; where no text can be, it is read
 /// as TOML writes values: `6543`, `true`, `["a", "b"]`.
 #[derive(Debug, Default)]
@@ -115,7 +114,8 @@ impl Overrides {
             .and_then(|read| read.get("value"))
             .ok()
     }
-=======
+}
+
 /// A file that nothing in the environment wins over.
 pub(super) fn load_plain<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Problems> {
     let merged: Value = config::Config::builder()
@@ -123,8 +123,7 @@ pub(super) fn load_plain<T: DeserializeOwned + Check>(path: &Path) -> Result<T, 
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(Problems::of_file)?;
-    read(merged)
->>>>>>> fix2-api
+    read(merged, &Overrides::default())
 }
 
 /// Reads section by section, so that a mistake in one hides none in another, and then the whole.

@@ -36,13 +36,9 @@ use uuid::Uuid;
 use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
-<<<<<<< HEAD
+use crate::config::{RoleSection, RolesFile};
 use crate::join_tokens::{self, Joiner};
 use crate::run_record::{self, Phase, RunRecord};
-=======
-use crate::config::{RoleSection, RolesFile};
-use crate::run_record::{self, RunRecord};
->>>>>>> fix2-api
 use crate::state_dir::{self, StateDir, passage, private_dir};
 use crate::tls::Certificate;
 
