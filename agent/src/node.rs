@@ -335,6 +335,7 @@ impl Node {
 
     /// One round of care: drift, logs, and what a stop could not drain.
     pub async fn look_after(&self) {
+        self.equipment.tell_requests();
         let reserve = Reserve::new(self.state_dir());
         match tokio::task::spawn_blocking(move || reserve.look()).await {
             Ok(Ok(None)) | Err(_) => {}
