@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use holdfast_domain::job::{Placement, VaultRef, WrappedKey};
 use holdfast_vault::key::{DataKey, KeyRing, establish_data_key};
-use holdfast_vault::store::Store;
+use holdfast_vault::store::{Requests, Store};
 
 use crate::clock::Clock;
 use crate::config::{AgentConfig, first_closed_parent};
@@ -25,6 +25,8 @@ pub struct Equipment {
     pub key_ring: KeyRing,
     pub run_dir: PathBuf,
     stores: Mutex<HashMap<String, Store>>,
+    /// What was last said of each store's requests.
+    requests_told: Mutex<HashMap<String, Requests>>,
 }
 
 impl Equipment {
@@ -54,6 +56,7 @@ impl Equipment {
             run_dir: prepare_run_dir(&config)?,
             installations: installation::discover(&config.pg_bin).await,
             stores: Mutex::default(),
+            requests_told: Mutex::default(),
             config,
             clock,
             user,
@@ -87,6 +90,32 @@ impl Equipment {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(url.to_owned(), store);
+    }
+
+    /// Logs how many requests each store got from this node since its process began, when there were
+    /// any since the last time: what a store bills. `bench/spine` reads these lines.
+    pub fn tell_requests(&self) {
+        let open = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self
+            .requests_told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (url, store) in open.iter() {
+            let now = store.requests();
+            if told.insert(url.clone(), now) == Some(now) {
+                continue;
+            }
+            tracing::info!(
+                node.name = self.config.name,
+                store.url = url,
+                store.puts = now.puts,
+                store.gets = now.gets,
+                store.heads = now.heads,
+                store.lists = now.lists,
+                store.deletes = now.deletes,
+                "requests to a store so far"
+            );
+        }
     }
 
     pub fn data_key(&self, placement: &Placement, wrapped: &WrappedKey) -> Result<DataKey> {

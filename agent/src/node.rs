@@ -351,6 +351,7 @@ impl Node {
 
     /// One round of care: drift, logs, and what a stop could not drain.
     pub async fn look_after(&self) {
+        self.equipment.tell_requests();
         let reserve = Reserve::new(self.state_dir());
         match tokio::task::spawn_blocking(move || reserve.look()).await {
             Ok(Ok(room)) => self.live_with(room).await,

@@ -117,7 +117,7 @@ async fn killed_in_the_middle_everything_comes_back_and_every_operation_ends() -
     let mut ledger = Ledger::prepare(&sql).await?;
     ledger.write(&sql, 50).await?;
     sql.batch_execute(
-        "CREATE TABLE bulk AS SELECT i, md5(i::text) || md5((i * 7)::text) AS t FROM generate_series(1, 400000) i",
+        "CREATE TABLE bulk AS SELECT i, md5(i::text) || md5((i * 7)::text) AS t FROM generate_series(1, 1500000) i",
     )
     .await?;
     drop(sql);
@@ -176,14 +176,15 @@ async fn operation(site: &Site, id: &str) -> Result<serde_json::Value> {
     Ok(answer.body)
 }
 
-/// Until a job of the operation shows progress.
+/// Until a job of the operation shows progress. One that has ended already cannot be broken any more.
 async fn started(site: &Site, id: &str) -> Result<()> {
     until(Duration::from_secs(60), || async {
         let operation = operation(site, id).await?;
-        Ok(
-            (operation["properties"]["phase"].is_string() || operation["status"] != "InProgress")
-                .then_some(()),
-        )
+        ensure!(
+            operation["status"] == "InProgress",
+            "it is over: {operation:#}"
+        );
+        Ok(operation["properties"]["phase"].is_string().then_some(()))
     })
     .await
 }
