@@ -83,6 +83,26 @@ async fn a_stopped_server_takes_no_backups_and_keeps_what_it_has() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_stopped_server_that_is_dropped_keeps_what_it_had() -> Result<()> {
+    // FLX-146, DESIGN §3.15: dropping it does not move the window that stood still.
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    harness.busy_days(3, "pg1").await?;
+    let before = harness.automatic("pg1").await?.len();
+    harness.power("pg1", Power::Stopped).await?;
+    harness.live(40, TimeDelta::days(1)).await?;
+    harness.delete("pg1").await?;
+    harness.live(4, TimeDelta::days(1)).await?;
+    let complete = "SELECT count(*) FROM backup WHERE state = 'complete'";
+    assert_eq!(harness.count(complete).await?, i64::try_from(before)?);
+
+    // Until its time is over.
+    harness.live(2, TimeDelta::days(1)).await?;
+    assert_eq!(harness.count(complete).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_failed_backup_is_tried_again_with_patience() -> Result<()> {
     let mut harness = Harness::new().await?;
     harness.nodes[0]
