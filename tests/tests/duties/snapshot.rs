@@ -148,3 +148,17 @@ async fn lost_wal_makes_a_new_backup_due_at_once() -> Result<()> {
     assert_eq!(harness.automatic("pg1").await?.len(), 2);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_node_whose_clock_is_behind_gets_one_backup_a_day_as_well() -> Result<()> {
+    // FLX-014: slots are told by the scheduler's clock alone.
+    let mut harness = Harness::new().await?;
+    harness.nodes[0].clock_behind = TimeDelta::hours(2);
+    harness.create("pg1").await?;
+    harness.write("pg1").await?;
+    harness.run_until_idle().await?;
+    assert_eq!(harness.automatic("pg1").await?.len(), 1);
+    harness.busy_days(3, "pg1").await?;
+    assert_eq!(harness.automatic("pg1").await?.len(), 1 + 3);
+    Ok(())
+}
