@@ -397,7 +397,7 @@ async fn a_backup_that_a_running_one_builds_on_is_not_deleted() -> Result<()> {
         .insert(JobKind::Snapshot, Deed::Abandon);
     harness.live(1, STEP).await?;
     harness.write("pg1").await?;
-    harness.live(3, STEP).await?;
+    harness.live(2, STEP).await?;
     let job = harness.nodes[0].abandoned.remove(0);
     sqlx::query(
         "UPDATE job SET lease_until = lease_until + interval '30 days', deadline = deadline + interval '30 days'
