@@ -206,3 +206,47 @@ fn plausible(inventory: &NodeInventory) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_domain::VaultId;
+
+    use super::*;
+    use crate::story::World;
+
+    #[tokio::test]
+    async fn a_vault_that_is_put_before_another_moves_it() {
+        let world = World::new().await;
+        let it = &world.control_plane;
+        let old = it.vaults().await.expect("answers").remove(0);
+        let first = Vault {
+            id: VaultId::new(),
+            url: "file:///first".to_owned(),
+            ..old.clone()
+        };
+        let second = Vault {
+            ordinal: old.ordinal + 1,
+            ..old
+        };
+        it.register_vaults(&[first.clone(), second.clone()])
+            .await
+            .expect("looked at when it commits");
+        assert_eq!(
+            it.vaults().await.expect("answers"),
+            [first.clone(), second.clone()]
+        );
+        // One that nobody names any more stays, after those that are named.
+        let alone = Vault {
+            ordinal: second.ordinal,
+            ..first
+        };
+        it.register_vaults(std::slice::from_ref(&alone))
+            .await
+            .expect("none in its place");
+        let last = Vault {
+            ordinal: alone.ordinal + 1,
+            ..second
+        };
+        assert_eq!(it.vaults().await.expect("answers"), [alone, last]);
+    }
+}
