@@ -176,17 +176,18 @@ async fn follow_hints(control_plane: ControlPlane) {
 
 /// Writes what the file says into the metadata store. Any number of times, by any number of schedulers.
 async fn furnish(control_plane: &ControlPlane, config: &SchedulerFile) -> Result<()> {
+    let mut vaults = Vec::with_capacity(config.vaults.len());
     for (nth, vault) in config.vaults.iter().enumerate() {
-        let vault = Vault {
+        vaults.push(Vault {
             id: vault.id,
             region: vault.region.clone(),
             zone: vault.zone.clone(),
             url: vault.url.to_string(),
             own_copies: vault.own_copies,
             ordinal: u16::try_from(nth).context("there are too many vaults")?,
-        };
-        control_plane.register_vault(&vault).await?;
+        });
     }
+    control_plane.register_vaults(&vaults).await?;
     for subscription in &config.subscriptions {
         let id = subscription.id;
         control_plane.ensure_subscription(id).await?;

@@ -3,8 +3,10 @@
 use holdfast_domain::operation::Failure;
 use holdfast_domain::plan::{Next, OperationFacts, next};
 use holdfast_domain::restore::RestoreTarget;
+use holdfast_domain::{OperationId, ServerId, SubscriptionId};
 
 use crate::compose::{self, Composed};
+use crate::error::one_of_many;
 use crate::settle::{Ending, settle};
 use crate::store::job::NewJob;
 use crate::store::operation::{Input, Record};
@@ -24,30 +26,35 @@ impl ControlPlane {
             store::operation::open(&mut conn).await?
         };
         let mut moved = 0;
-        for (subscription, id, server) in open {
-            let mut unit = Unit::begin(self).await?;
-            let held =
-                store::server::by_id(unit.conn(), subscription, server, Hold::UpdateOrSkip).await?;
-            if held.is_none() {
-                // Somebody is at it; what they do counts.
-                continue;
-            }
-            let Some(record) =
-                store::operation::get(unit.conn(), subscription, id, Hold::Update).await?
-            else {
-                continue;
-            };
-            match step(self, &mut unit, &record).await {
-                Ok(true) => {
-                    unit.commit().await?;
-                    moved += 1;
-                }
-                Ok(false) => {}
-                Err(error @ Error::Unavailable(_)) => return Err(error),
-                Err(error) => {
-                    tracing::error!(operation.id = %id, %error, "operation cannot be moved")
-                }
-            }
+        for which in open {
+            let outcome = self.advance_one(which).await;
+            moved += usize::from(one_of_many("advance", which.1, outcome)?);
+        }
+        Ok(moved)
+    }
+
+    async fn advance_one(
+        &self,
+        (subscription, id, server): (SubscriptionId, OperationId, ServerId),
+    ) -> Result<bool> {
+        let mut unit = Unit::begin(self).await?;
+        let held =
+            store::server::by_id(unit.conn(), subscription, server, Hold::UpdateOrSkip).await?;
+        if held.is_none() {
+            // Somebody is at it; what they do counts.
+            return Ok(false);
+        }
+        // Jobs before their operation, as leases and renewals lock them: else one would wait for the
+        // other in a circle.
+        store::job::hold_open(unit.conn(), subscription, server).await?;
+        let Some(record) =
+            store::operation::get(unit.conn(), subscription, id, Hold::Update).await?
+        else {
+            return Ok(false);
+        };
+        let moved = step(self, &mut unit, &record).await?;
+        if moved {
+            unit.commit().await?;
         }
         Ok(moved)
     }

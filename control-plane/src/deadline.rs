@@ -1,7 +1,9 @@
 //! Duty: whatever is overdue ends. Every job and operation reaches a terminal state (RELIABILITY §0.9).
 
 use holdfast_domain::job::{JobError, JobState};
+use holdfast_domain::{JobId, ServerId, SubscriptionId};
 
+use crate::error::one_of_many;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
 use crate::{ControlPlane, Result, job, rescue};
@@ -26,21 +28,29 @@ impl ControlPlane {
         };
         let mut ended = 0;
         for late in overdue {
-            let Some(mut unit) = Unit::begin(self).await?.holding(late).await? else {
-                continue;
-            };
-            let Some(job) = store::job::get(unit.conn(), late.0, Hold::Update).await? else {
-                continue;
-            };
-            let open = matches!(job.state, JobState::Queued | JobState::Leased);
-            if !open || (job.deadline > now && job.state == JobState::Leased) {
-                continue;
-            }
-            rescue::failed(self, &mut unit, &job, &error, None).await?;
-            job::follow(self, &mut unit, &job).await?;
-            unit.commit().await?;
-            ended += 1;
+            ended += one_of_many("deadline", late.0, self.end_late(late, &error).await)?;
         }
         Ok(ended)
+    }
+
+    async fn end_late(
+        &self,
+        late: (JobId, SubscriptionId, ServerId),
+        error: &JobError,
+    ) -> Result<usize> {
+        let Some(mut unit) = Unit::begin(self).await?.holding(late).await? else {
+            return Ok(0);
+        };
+        let Some(job) = store::job::get(unit.conn(), late.0, Hold::Update).await? else {
+            return Ok(0);
+        };
+        let open = matches!(job.state, JobState::Queued | JobState::Leased);
+        if !open || (job.deadline > unit.now() && job.state == JobState::Leased) {
+            return Ok(0);
+        }
+        rescue::failed(self, &mut unit, &job, error, None).await?;
+        job::follow(self, &mut unit, &job).await?;
+        unit.commit().await?;
+        Ok(1)
     }
 }

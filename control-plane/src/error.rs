@@ -63,6 +63,24 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// What one item's outcome means for a duty that looks at many: a store that does not answer ends the
+/// run, anything else is that item's own trouble and must not keep the others from what is due.
+pub(crate) fn one_of_many<T: Default>(
+    duty: &'static str,
+    item: impl std::fmt::Display,
+    outcome: Result<T>,
+) -> Result<T> {
+    match outcome {
+        Ok(done) => Ok(done),
+        Err(error @ Error::Unavailable(_)) => Err(error),
+        Err(error) => {
+            let cause = &error as &dyn std::error::Error;
+            tracing::error!(duty.name = duty, duty.item = %item, error = cause, "one of many cannot be dealt with");
+            Ok(T::default())
+        }
+    }
+}
+
 /// The name of the constraint that an insert or update violated.
 pub(crate) fn violated(error: &sqlx::Error) -> Option<&str> {
     match error {

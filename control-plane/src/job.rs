@@ -23,31 +23,45 @@ impl ControlPlane {
         let mut leased = Vec::new();
         // One transaction a job: what is taken is taken even if the next one is not to be had.
         for _ in 0..capacity.min(64) {
-            let mut unit = Unit::begin(self).await?;
-            let lease = self.policy().lease;
-            let Some(job) = store::job::claim(unit.conn(), node, boot, lease).await? else {
-                break;
-            };
-            if let Some(backup) = job.backup {
-                store::backup::running(unit.conn(), job.subscription, backup).await?;
+            match self.lease_one(node, boot).await {
+                Ok(Some(job)) => leased.push(job),
+                Ok(None) => break,
+                Err(error) if leased.is_empty() => return Err(error),
+                Err(error) => {
+                    let cause = &error as &dyn std::error::Error;
+                    tracing::warn!(node.id = %node, error = cause, "no further job could be leased");
+                    break;
+                }
             }
-            if let Some(operation) = job.operation {
-                store::operation::running(unit.conn(), job.subscription, operation).await?;
-            }
-            unit.commit().await?;
-            leased.push(LeasedJob {
-                job: job.id,
-                epoch: job.epoch,
-                operation: job.operation,
-                lease_s: self.lease_s(),
-                attempt: job.attempts,
-                spec: job
-                    .spec
-                    .ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?,
-                traceparent: job.caller.traceparent,
-            });
         }
         Ok(leased)
+    }
+
+    async fn lease_one(&self, node: NodeId, boot: BootId) -> Result<Option<LeasedJob>> {
+        let mut unit = Unit::begin(self).await?;
+        let lease = self.policy().lease;
+        let Some(job) = store::job::claim(unit.conn(), node, boot, lease).await? else {
+            return Ok(None);
+        };
+        let spec = job
+            .spec
+            .ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?;
+        if let Some(backup) = job.backup {
+            store::backup::running(unit.conn(), job.subscription, backup).await?;
+        }
+        if let Some(operation) = job.operation {
+            store::operation::running(unit.conn(), job.subscription, operation).await?;
+        }
+        unit.commit().await?;
+        Ok(Some(LeasedJob {
+            job: job.id,
+            epoch: job.epoch,
+            operation: job.operation,
+            lease_s: self.lease_s(),
+            attempt: job.attempts,
+            spec,
+            traceparent: job.caller.traceparent,
+        }))
     }
 
     fn lease_s(&self) -> u32 {

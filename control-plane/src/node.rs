@@ -32,13 +32,15 @@ pub struct NodeView {
 }
 
 impl ControlPlane {
-    /// Makes the vault known, or brings its URL and copies up to date.
+    /// Makes the vaults known, or brings their URLs, copies and order up to date: all at once, because
+    /// one more at the front moves every other one of its zone.
     ///
     /// # Errors
     /// Only the store's.
-    pub async fn register_vault(&self, vault: &Vault) -> Result<()> {
-        let mut conn = self.pool().acquire().await?;
-        store::node::put_vault(&mut conn, vault).await
+    pub async fn register_vaults(&self, vaults: &[Vault]) -> Result<()> {
+        let mut unit = Unit::begin(self).await?;
+        store::node::put_vaults(unit.conn(), vaults).await?;
+        unit.commit().await
     }
 
     /// # Errors
@@ -106,14 +108,13 @@ impl ControlPlane {
     /// processes of one node do not live side by side.
     ///
     /// # Errors
-    /// [`Error::UnknownNode`]; [`Error::Absurd`].
+    /// [`Error::UnknownNode`]; [`Error::Absurd`]; [`Error::Stale`] for a process that was replaced.
     pub async fn hello(&self, node: NodeId, request: &HelloRequest) -> Result<HelloResponse> {
         plausible(&request.inventory)?;
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
-        let before = store::node::heard(unit.conn(), node, request.boot, &request.inventory, now)
-            .await?
-            .ok_or(Error::UnknownNode(node))?;
+        let before =
+            store::node::heard(unit.conn(), node, request.boot, &request.inventory, now).await?;
         let mut servers = Vec::new();
         let vaults = store::node::vaults(unit.conn()).await?;
         for server in store::server::of_node(unit.conn(), node).await? {
@@ -207,4 +208,48 @@ fn plausible(inventory: &NodeInventory) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_domain::VaultId;
+
+    use super::*;
+    use crate::story::World;
+
+    #[tokio::test]
+    async fn a_vault_that_is_put_before_another_moves_it() {
+        let world = World::new().await;
+        let it = &world.control_plane;
+        let old = it.vaults().await.expect("answers").remove(0);
+        let first = Vault {
+            id: VaultId::new(),
+            url: "file:///first".to_owned(),
+            ..old.clone()
+        };
+        let second = Vault {
+            ordinal: old.ordinal + 1,
+            ..old
+        };
+        it.register_vaults(&[first.clone(), second.clone()])
+            .await
+            .expect("looked at when it commits");
+        assert_eq!(
+            it.vaults().await.expect("answers"),
+            [first.clone(), second.clone()]
+        );
+        // One that nobody names any more stays, after those that are named.
+        let alone = Vault {
+            ordinal: second.ordinal,
+            ..first
+        };
+        it.register_vaults(std::slice::from_ref(&alone))
+            .await
+            .expect("none in its place");
+        let last = Vault {
+            ordinal: alone.ordinal + 1,
+            ..second
+        };
+        assert_eq!(it.vaults().await.expect("answers"), [alone, last]);
+    }
 }

@@ -8,6 +8,7 @@ use holdfast_domain::operation::Failure;
 use holdfast_domain::{BootId, JobId, NodeId, ServerId, SubscriptionId};
 
 use crate::apply::of_service;
+use crate::error::one_of_many;
 use crate::settle::said;
 use crate::store::job::Job;
 use crate::store::{self, Hold};
@@ -24,22 +25,25 @@ impl ControlPlane {
         };
         let mut rescued = 0;
         for lost in expired {
-            if let Some(mut unit) = Unit::begin(self).await?.holding(lost).await? {
-                let Some(job) = store::job::get(unit.conn(), lost.0, Hold::Update).await? else {
-                    continue;
-                };
-                // It may have been renewed, or ended, since the list was made.
-                if job.state != JobState::Leased
-                    || !store::job::is_expired(unit.conn(), &job).await?
-                {
-                    continue;
-                }
-                give_back(self, &mut unit, &job).await?;
-                unit.commit().await?;
-                rescued += 1;
-            }
+            rescued += one_of_many("rescue", lost.0, self.rescue_one(lost).await)?;
         }
         Ok(rescued)
+    }
+
+    async fn rescue_one(&self, lost: (JobId, SubscriptionId, ServerId)) -> Result<usize> {
+        let Some(mut unit) = Unit::begin(self).await?.holding(lost).await? else {
+            return Ok(0);
+        };
+        let Some(job) = store::job::get(unit.conn(), lost.0, Hold::Update).await? else {
+            return Ok(0);
+        };
+        // It may have been renewed, or ended, since the list was made.
+        if job.state != JobState::Leased || !store::job::is_expired(unit.conn(), &job).await? {
+            return Ok(0);
+        }
+        give_back(self, &mut unit, &job).await?;
+        unit.commit().await?;
+        Ok(1)
     }
 }
 
@@ -66,23 +70,38 @@ pub(crate) async fn of_earlier_boots(
         store::job::of_other_boots(&mut conn, node, boot).await?
     };
     for id in lost {
-        let Some(mut unit) = Unit::begin(control_plane).await?.holding(id).await? else {
-            continue;
-        };
-        let Some(job) = store::job::get(unit.conn(), id.0, Hold::Update).await? else {
-            continue;
-        };
-        if job.state == JobState::Leased && job.boot != Some(boot) {
-            if worth_another_try(&unit, &job) {
-                store::job::requeue(unit.conn(), &job, None, None, TimeDelta::zero()).await?;
-            } else {
-                give_back(control_plane, &mut unit, &job).await?;
-            }
-            unit.wake_node(node);
-            unit.commit().await?;
-        }
+        let outcome = of_earlier_boot(control_plane, node, boot, id).await;
+        one_of_many("rescue", id.0, outcome)?;
     }
     Ok(())
+}
+
+async fn of_earlier_boot(
+    control_plane: &ControlPlane,
+    node: NodeId,
+    boot: BootId,
+    id: (JobId, SubscriptionId, ServerId),
+) -> Result<()> {
+    let Some(mut unit) = Unit::begin(control_plane).await?.holding(id).await? else {
+        return Ok(());
+    };
+    let Some(job) = store::job::get(unit.conn(), id.0, Hold::Update).await? else {
+        return Ok(());
+    };
+    if job.state != JobState::Leased || job.boot == Some(boot) {
+        return Ok(());
+    }
+    // An even newer process may have spoken, and leased this, since the list was made.
+    if store::node::boot(unit.conn(), node).await? != Some(boot) {
+        return Ok(());
+    }
+    if worth_another_try(&unit, &job) {
+        store::job::requeue(unit.conn(), &job, None, None, TimeDelta::zero()).await?;
+    } else {
+        give_back(control_plane, &mut unit, &job).await?;
+    }
+    unit.wake_node(node);
+    unit.commit().await
 }
 
 async fn give_back(control_plane: &ControlPlane, unit: &mut Unit, job: &Job) -> Result<()> {

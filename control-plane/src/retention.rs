@@ -1,16 +1,26 @@
 //! Duty: what has left the retention window is unlinked, and after its grace deleted. What may go is
 //! said in `domain::retention`; deleting is [`crate::prune`].
 
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use holdfast_domain::activity::{ActivityEvent, ActivityStatus, Caller};
 use holdfast_domain::catalogue::Catalogue;
+use holdfast_domain::resource_id::ServerResourceId;
 use holdfast_domain::retention::{Held, sweep};
 use holdfast_domain::server::Server;
-use holdfast_domain::{BackupId, IncarnationId, ServerId, SubscriptionId};
+use holdfast_domain::{BackupId, EventId, IncarnationId, ServerId, SubscriptionId};
 
+use crate::activity::event;
 use crate::backup::can_be_spared;
+use crate::error::one_of_many;
 use crate::store::catalogue::Depth;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
 use crate::{ControlPlane, Result, prune};
+
+/// Clocks that differ by more than this are not believed when something is to be taken away.
+const CLOCKS_AGREE: TimeDelta = TimeDelta::hours(1);
 
 impl ControlPlane {
     /// One transaction a server. Answers how many backups and WAL objects were unlinked and how many
@@ -20,34 +30,47 @@ impl ControlPlane {
     /// Only the store's.
     pub async fn sweep(&self) -> Result<usize> {
         let now = self.clock().now();
-        let (to_sweep, to_purge) = {
+        let (to_sweep, mut to_purge, database) = {
             let mut conn = self.pool().acquire().await?;
             (
                 store::server::to_sweep(&mut conn, now).await?,
                 store::server::to_purge(&mut conn, now).await?,
+                store::server::database_clock(&mut conn).await?,
             )
         };
+        if !to_purge.is_empty() && (now - database).abs() > CLOCKS_AGREE {
+            tracing::error!(%now, %database, "nothing of dropped servers is deleted: this clock and the database's do not agree");
+            to_purge.clear();
+        }
         let mut done = 0;
         for (which, over) in to_sweep
             .into_iter()
             .map(|which| (which, false))
             .chain(to_purge.into_iter().map(|which| (which, true)))
         {
-            let (subscription, server) = which;
-            let Some((mut unit, server)) = self.hold(subscription, server).await? else {
-                continue;
-            };
-            let Some(incarnation) = server.incarnation else {
-                continue;
-            };
-            done += if over {
-                purge(&mut unit, &server, incarnation).await?
-            } else {
-                self.sweep_one(&mut unit, &server, incarnation).await?
-            };
-            done += prune::queue(self, &mut unit, &server, incarnation, over).await?;
-            unit.commit().await?;
+            done += one_of_many("retention", which.1, self.let_go(which, over).await)?;
         }
+        Ok(done)
+    }
+
+    async fn let_go(
+        &self,
+        (subscription, server): (SubscriptionId, ServerId),
+        over: bool,
+    ) -> Result<usize> {
+        let Some((mut unit, server)) = self.hold(subscription, server).await? else {
+            return Ok(0);
+        };
+        let Some(incarnation) = server.incarnation else {
+            return Ok(0);
+        };
+        let mut done = if over {
+            purge(&mut unit, &server, incarnation).await?
+        } else {
+            self.sweep_one(&mut unit, &server, incarnation).await?
+        };
+        done += prune::queue(self, &mut unit, &server, incarnation, over).await?;
+        unit.commit().await?;
         Ok(done)
     }
 
@@ -77,7 +100,15 @@ impl ControlPlane {
             return Ok(0);
         };
         let held = store::pin::on(unit.conn(), subscription, incarnation).await?;
-        let window_start = server.settings.retention.start(server.window_end(now));
+        let former = store::server::former_retention(unit.conn(), server).await?;
+        let retention = server.settings.retention;
+        let kept = former.map_or(retention, |former| former.max(retention));
+        let window_start = kept.start(swept_window_end(server, &catalogue, now));
+        let names: BTreeMap<BackupId, String> = catalogue
+            .backups
+            .iter()
+            .map(|backup| (backup.id, backup.name.clone()))
+            .collect();
         let hidden = store::backup::hidden(unit.conn(), subscription, incarnation).await?;
         let mut expire = spared(&mut catalogue, &hidden, &held);
         let swept = sweep(&catalogue, window_start, &held);
@@ -92,7 +123,73 @@ impl ControlPlane {
         if backups + objects > 0 {
             tracing::info!(server.id = %server.id, backups, objects, %window_start, "unlinked");
         }
+        if backups > 0 {
+            let names = expire.iter().filter_map(|id| names.get(id).cloned());
+            let unlinked = Unlinked {
+                names: names.collect(),
+                reason: "No instant of the retention window needs them any more.",
+                window_start: Some(window_start),
+                delete_after: after,
+            };
+            unlinked.record(unit, server);
+        }
         Ok(usize::try_from(backups + objects).unwrap_or(usize::MAX))
+    }
+}
+
+/// Where the window ends for sweeping: where it ends, but never far after what the stream last made
+/// durable. A scheduler's clock that jumped ahead then keeps more, never less (ADR 12; F60).
+fn swept_window_end(server: &Server, catalogue: &Catalogue, now: DateTime<Utc>) -> DateTime<Utc> {
+    let end = server.window_end(now);
+    let running = server.stopped_at.is_none() && server.dropped_at.is_none();
+    match catalogue.caught_up_at.map(|at| at + CLOCKS_AGREE) {
+        Some(bound) if running && bound < end => {
+            tracing::warn!(server.id = %server.id, %end, %bound, "swept for an earlier window: WAL was last complete long before this clock's now");
+            bound
+        }
+        _ => end,
+    }
+}
+
+/// Which backups leave the list, why, and how long they can still be looked for in the store.
+struct Unlinked {
+    names: Vec<String>,
+    reason: &'static str,
+    window_start: Option<DateTime<Utc>>,
+    delete_after: DateTime<Utc>,
+}
+
+impl Unlinked {
+    /// One event for all of them, in the transaction that unlinks them (RELIABILITY §4.7). Deleting
+    /// starts with it; that their bytes are gone is the prune job's event.
+    fn record(self, unit: &mut Unit, server: &Server) {
+        let id = ServerResourceId {
+            subscription: server.subscription,
+            group: server.group.clone(),
+            name: server.name.clone(),
+        };
+        let started: ActivityEvent = event(
+            server.subscription,
+            &server.group,
+            &id.to_string(),
+            "Microsoft.DBforPostgreSQL/flexibleServers/backups/delete",
+            ActivityStatus::Started,
+            &Caller::service(EventId::new().to_string()),
+            unit.now(),
+        );
+        let time = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
+        let mut properties = BTreeMap::from([
+            ("backupNames".to_owned(), self.names.join(", ")),
+            ("reason".to_owned(), self.reason.to_owned()),
+            ("deleteAfter".to_owned(), time(self.delete_after)),
+        ]);
+        if let Some(start) = self.window_start {
+            properties.insert("windowStart".to_owned(), time(start));
+        }
+        unit.record(ActivityEvent {
+            properties,
+            ..started
+        });
     }
 }
 
@@ -120,8 +217,20 @@ async fn purge(unit: &mut Unit, server: &Server, incarnation: IncarnationId) -> 
     }
     let complete =
         store::backup::complete(unit.conn(), &[subscription.0], &[incarnation.0]).await?;
-    let ids: Vec<BackupId> = complete.into_iter().map(|(_, backup)| backup.id).collect();
+    let ids: Vec<BackupId> = complete.iter().map(|(_, backup)| backup.id).collect();
     let backups = store::backup::expire(unit.conn(), subscription, &ids, now).await?;
+    if backups > 0 {
+        let unlinked = Unlinked {
+            names: complete
+                .into_iter()
+                .map(|(_, backup)| backup.name)
+                .collect(),
+            reason: "The server was dropped and its backups were kept as long as promised.",
+            window_start: None,
+            delete_after: now,
+        };
+        unlinked.record(unit, server);
+    }
     store::backup::hasten(unit.conn(), subscription, incarnation, now).await?;
     let objects = store::wal::expire_all(unit.conn(), subscription, incarnation, now).await?;
     Ok(usize::try_from(backups + objects).unwrap_or(usize::MAX))

@@ -10,6 +10,7 @@ use holdfast_domain::{BackupId, EventId, IncarnationId, ServerId, SubscriptionId
 
 use crate::activity::event;
 use crate::compose::{self, Composed};
+use crate::error::one_of_many;
 use crate::store::backup::Backup;
 use crate::store::job::{FOR_A_BACKUP, NewJob};
 use crate::store::{self, Hold};
@@ -38,12 +39,10 @@ impl ControlPlane {
                 continue;
             };
             let (subscription, server) = (candidate.subscription, candidate.facts.server);
-            if self
+            let outcome = self
                 .schedule(subscription, server, candidate.incarnation, slot)
-                .await?
-            {
-                scheduled += 1;
-            }
+                .await;
+            scheduled += usize::from(one_of_many("snapshot", server, outcome)?);
         }
         Ok(scheduled)
     }

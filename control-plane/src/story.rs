@@ -265,7 +265,10 @@ impl World {
             own_copies: 1,
             ordinal: 1,
         };
-        control_plane.register_vault(&vault).await.expect("vault");
+        control_plane
+            .register_vaults(&[vault])
+            .await
+            .expect("vault");
         let inventory = NodeInventory {
             name: "n1".to_owned(),
             region: "northcentralus".to_owned(),

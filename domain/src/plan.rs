@@ -92,7 +92,7 @@ pub fn next(operation: &OperationFacts, jobs: &[JobFact], now: DateTime<Utc>) ->
             Some(_) | None => {
                 return Next::Failed(Failure {
                     code: "OperationTimedOut".to_owned(),
-                    message: "The operation did not finish before its deadline. Nothing of it is left behind; try again, and look at the server's node if it happens again.".to_owned(),
+                    message: "The operation did not finish before its deadline. Nothing of it counts; try again, and look at the server's node if it happens again.".to_owned(),
                 });
             }
         }

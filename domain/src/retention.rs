@@ -270,6 +270,74 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(192))]
+
+        // RELIABILITY §5.6: never clean up around a hole.
+        #[test]
+        fn nothing_older_than_a_hole_is_tidied_away(events in events(), days in 0i64..20, which in any::<prop::sample::Index>()) {
+            let mut history = play(&events);
+            prop_assume!(!history.commits.is_empty());
+            let lost = *which.get(&history.commits);
+            history.catalogue.gaps.push(crate::job::WalGap {
+                timeline: history.catalogue.head,
+                start: lost.lsn,
+                end: lost.end,
+            });
+            let catalogue = &history.catalogue;
+            let answer = sweep(catalogue, window(&history, days, 0), &[]);
+            let before_hole = catalogue.backups.iter().filter(|backup| backup.stop <= lost.lsn);
+            if before_hole.clone().any(|backup| answer.keep.get(&backup.id).is_some_and(|keep| *keep != Keep::BeforeGap)) {
+                prop_assert!(answer.expire.is_empty(), "{:?}", answer);
+                let first = catalogue.backups.iter().map(|backup| backup.start).min();
+                for object in catalogue.wal.iter().filter(|object| answer.wal.contains(&object.key)) {
+                    prop_assert!(Some(object.end) <= first, "{:?}", object);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_hole_keeps_what_would_have_gone_without_it() {
+        use crate::history::Event;
+        let day = || {
+            [
+                Event::BackupStart,
+                Event::Commit {
+                    bytes: 500,
+                    lag_us: 0,
+                },
+                Event::BackupStop { damaged: false },
+                Event::Pass { minutes: 24 * 60 },
+                Event::Seal,
+            ]
+        };
+        let mut history = play(
+            &std::iter::repeat_with(day)
+                .take(12)
+                .flatten()
+                .collect::<Vec<_>>(),
+        );
+        let start = window(&history, 7, 0);
+        let free = sweep(&history.catalogue, start, &[]);
+        assert!(free.expire.len() >= 3, "{free:?}");
+        // In the window, and so after a backup that is kept.
+        let lost = history.commits[10];
+        history.catalogue.gaps.push(crate::job::WalGap {
+            timeline: history.catalogue.head,
+            start: lost.lsn,
+            end: lost.end,
+        });
+        let careful = sweep(&history.catalogue, start, &[]);
+        assert!(
+            careful.expire.is_empty() && careful.wal.is_empty(),
+            "{careful:?}"
+        );
+        for id in free.expire {
+            assert_eq!(careful.keep.get(&id), Some(&Keep::BeforeGap));
+        }
+    }
+
     #[test]
     fn the_range_is_seven_to_thirty_five_days() {
         // FLX-008, FLX-009, FLX-131

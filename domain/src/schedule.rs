@@ -19,8 +19,9 @@ pub struct SnapshotFacts {
     /// When the incarnation became ready.
     pub since: DateTime<Utc>,
     pub now: DateTime<Utc>,
-    /// The newest complete automatic backup's completion.
-    pub last_automatic: Option<DateTime<Utc>>,
+    /// The newest slot that has its automatic backup. Slots are the scheduler's; when the backup was
+    /// completed is told by the managed server's clock, which may be another hour.
+    pub last_slot: Option<DateTime<Utc>>,
     /// Where the newest complete backup of any kind started.
     pub last_start: Option<Lsn>,
     /// The newest record that counts as a modification; `None`: none was seen yet.
@@ -66,7 +67,7 @@ pub fn automatic_snapshot(facts: &SnapshotFacts) -> SnapshotDecision {
     if facts.gap {
         return SnapshotDecision::Due { slot };
     }
-    if facts.last_automatic.is_some_and(|last| last >= slot) {
+    if facts.last_slot.is_some_and(|last| last >= slot) {
         return SnapshotDecision::NotBefore(slot + TimeDelta::days(1));
     }
     if facts
@@ -88,7 +89,7 @@ mod tests {
             server: ServerId(uuid::Uuid::nil()),
             since,
             now: since + TimeDelta::hours(now_h),
-            last_automatic: Some(since + TimeDelta::seconds(10)),
+            last_slot: Some(since),
             last_start: Some(Lsn(100)),
             last_counting: Some(Lsn(200)),
             last_failure: None,
@@ -100,7 +101,7 @@ mod tests {
     fn the_first_backup_is_due_at_once() {
         // FLX-013
         let new = SnapshotFacts {
-            last_automatic: None,
+            last_slot: None,
             last_start: None,
             last_counting: None,
             ..facts(0)
@@ -109,6 +110,37 @@ mod tests {
             automatic_snapshot(&new),
             SnapshotDecision::Due { .. }
         ));
+    }
+
+    #[test]
+    fn a_fleet_made_in_one_go_is_spread_over_half_an_hour() {
+        // FLX-014: each has its own slot, and always the same one.
+        let since = facts(0).since;
+        let early = |n: u128| {
+            // Ids are random; these differ everywhere, as random ones do.
+            let id =
+                uuid::Uuid::from_u128(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+            let now = since + TimeDelta::days(5);
+            assert_eq!(
+                slot(ServerId(id), since, now),
+                slot(ServerId(id), since, now + TimeDelta::minutes(7))
+            );
+            now - slot(ServerId(id), since, now)
+        };
+        let spread: Vec<TimeDelta> = (1..=100).map(early).collect();
+        let bound = TimeDelta::seconds(JITTER_S);
+        assert!(
+            spread
+                .iter()
+                .all(|by| (TimeDelta::zero()..bound).contains(by)),
+            "{spread:?}"
+        );
+        // A third of the half hour each: none is left empty, or all of a fleet would come at once.
+        for part in 0..3 {
+            let third = bound / 3 * part..bound / 3 * (part + 1);
+            let here = spread.iter().filter(|by| third.contains(by)).count();
+            assert!((15..=60).contains(&here), "{here} in {third:?}");
+        }
     }
 
     #[test]

@@ -132,10 +132,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// The instant at which its retention window ends: now, or the moment at which it was stopped
-    /// or dropped.
+    /// The instant at which its retention window ends: now, or the moment at which it was stopped or,
+    /// running until then, dropped. A stopped one that is dropped keeps what it had (FLX-146).
     #[must_use]
     pub fn window_end(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        self.dropped_at.or(self.stopped_at).unwrap_or(now)
+        self.stopped_at.or(self.dropped_at).unwrap_or(now)
     }
 }

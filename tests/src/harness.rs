@@ -64,6 +64,7 @@ impl Harness {
 
     async fn beginning_at(start: DateTime<Utc>, policy: Policy) -> Result<Self> {
         let database = Database::new().await?;
+        database.set(start).await?;
         let clock = Clock::manual(start);
         let control_plane = ControlPlane::connect(
             database.pool().clone(),

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result, ensure};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_agent::postgres::installation::{self, Installation};
 use holdfast_agent::postgres::service_user::ServiceUser;
 use holdfast_control_plane::ControlPlane;
@@ -58,6 +58,15 @@ impl Database {
     /// Connections of their own, as a second process has them.
     pub async fn another_pool(&self) -> Result<PgPool> {
         self.cluster.pool(&self.name).await
+    }
+
+    /// Lease time goes on from here, so that it agrees with the test's own clock.
+    pub async fn set(&self, to: DateTime<Utc>) -> Result<()> {
+        sqlx::query("UPDATE test_clock SET ahead = $1 - clock_timestamp()")
+            .bind(to)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     /// Moves the clock of leases.

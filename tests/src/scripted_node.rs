@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_control_plane::ControlPlane;
 use holdfast_domain::job::{
     ArchiveWalMode, ArchiveWalOutcome, DropOutcome, HelloRequest, JobError, JobKind, JobOutcome,
@@ -78,6 +78,8 @@ pub struct ScriptedNode {
     pub abandoned: Vec<LeasedJob>,
     /// Every job that was leased, in order.
     pub leased: Vec<LeasedJob>,
+    /// So much is the clock of this node, and of the servers on it, behind everybody else's.
+    pub clock_behind: TimeDelta,
     lives: BTreeMap<IncarnationId, Life>,
     deaf: bool,
 }
@@ -91,14 +93,14 @@ pub async fn join(
 ) -> Result<ScriptedNode> {
     let name = zone.map_or_else(|| region.to_owned(), |zone| format!("{region}-{zone}"));
     control_plane
-        .register_vault(&Vault {
+        .register_vaults(&[Vault {
             id: holdfast_domain::VaultId::new(),
             region: region.to_owned(),
             zone: zone.map(str::to_owned),
             url: format!("file:///vaults/{name}"),
             own_copies: 1,
             ordinal: 1,
-        })
+        }])
         .await?;
     let inventory = NodeInventory {
         name: name.clone(),
@@ -126,6 +128,7 @@ pub async fn join(
         script: Script::new(),
         abandoned: Vec::new(),
         leased: Vec::new(),
+        clock_behind: TimeDelta::zero(),
         lives: BTreeMap::new(),
         deaf: false,
     };
@@ -343,7 +346,7 @@ impl ScriptedNode {
         spec: &SnapshotSpec,
     ) -> Result<SnapshotOutcome> {
         let incarnation = spec.placement.incarnation;
-        let now = control_plane.clock().now();
+        let now = control_plane.clock().now() - self.clock_behind;
         let life = self.life(&spec.placement)?;
         let start_lsn = life.end;
         // What PostgreSQL itself logs for a backup is no modification (RELIABILITY §5.5).

@@ -366,9 +366,7 @@ async fn furnish(
     while let Some(proof) = proofs.join_next().await {
         proof??;
     }
-    for vault in &vaults {
-        control_plane.register_vault(vault).await?;
-    }
+    control_plane.register_vaults(&vaults).await?;
     Ok(())
 }
 

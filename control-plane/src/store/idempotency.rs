@@ -19,48 +19,57 @@ pub(crate) async fn reserve(
     now: DateTime<Utc>,
     valid_for: TimeDelta,
 ) -> Result<Option<OperationId>> {
-    let ours = sqlx::query(
-        "insert into idempotency (subscription_id, request_hash, operation_id, named, created_at)
-         values ($1, $2, $3, $4, $5) on conflict do nothing",
-    )
-    .bind(subscription.0)
-    .bind(request)
-    .bind(operation.0)
-    .bind(named)
-    .bind(now)
-    .execute(&mut *conn)
-    .await?;
-    if ours.rows_affected() == 1 {
-        return Ok(None);
+    loop {
+        let ours = sqlx::query(
+            "insert into idempotency (subscription_id, request_hash, operation_id, named, created_at)
+             values ($1, $2, $3, $4, $5) on conflict do nothing",
+        )
+        .bind(subscription.0)
+        .bind(request)
+        .bind(operation.0)
+        .bind(named)
+        .bind(now)
+        .execute(&mut *conn)
+        .await?;
+        if ours.rows_affected() == 1 {
+            return Ok(None);
+        }
+        // A statement of its own, because only a new snapshot sees what the twin has committed.
+        let first: Option<(Uuid, bool)> = sqlx::query_as(
+            "select i.operation_id,
+                    i.created_at > $3 and o.id is not null and (i.named or o.ended_at is null)
+               from idempotency i
+               left join operation o on (o.subscription_id, o.id) = (i.subscription_id, i.operation_id)
+              where i.subscription_id = $1 and i.request_hash = $2",
+        )
+        .bind(subscription.0)
+        .bind(request)
+        .bind(now - valid_for)
+        .fetch_optional(&mut *conn)
+        .await?;
+        let stale = match first {
+            Some((first, true)) => return Ok(Some(OperationId(first))),
+            Some((stale, false)) => stale,
+            None => continue,
+        };
+        // An answer that is no longer given is taken over, by one twin only: the other waits here,
+        // finds another operation in the row, and looks again.
+        let taken = sqlx::query(
+            "update idempotency set operation_id = $3, named = $4, created_at = $5
+              where subscription_id = $1 and request_hash = $2 and operation_id = $6",
+        )
+        .bind(subscription.0)
+        .bind(request)
+        .bind(operation.0)
+        .bind(named)
+        .bind(now)
+        .bind(stale)
+        .execute(&mut *conn)
+        .await?;
+        if taken.rows_affected() == 1 {
+            return Ok(None);
+        }
     }
-    // A statement of its own, because only a new snapshot sees what the twin has committed.
-    let first: Option<(Uuid,)> = sqlx::query_as(
-        "select i.operation_id
-           from idempotency i
-           join operation o on (o.subscription_id, o.id) = (i.subscription_id, i.operation_id)
-          where i.subscription_id = $1 and i.request_hash = $2 and i.created_at > $3
-            and (i.named or o.ended_at is null)",
-    )
-    .bind(subscription.0)
-    .bind(request)
-    .bind(now - valid_for)
-    .fetch_optional(&mut *conn)
-    .await?;
-    if let Some((first,)) = first {
-        return Ok(Some(OperationId(first)));
-    }
-    sqlx::query(
-        "update idempotency set operation_id = $3, named = $4, created_at = $5
-          where subscription_id = $1 and request_hash = $2",
-    )
-    .bind(subscription.0)
-    .bind(request)
-    .bind(operation.0)
-    .bind(named)
-    .bind(now)
-    .execute(conn)
-    .await?;
-    Ok(None)
 }
 
 /// Drops answers that are no longer given.

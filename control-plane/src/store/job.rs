@@ -346,6 +346,24 @@ pub(crate) async fn open_of_server(
     rows.into_iter().map(Job::try_from).collect()
 }
 
+/// Nobody else changes the server's open jobs until the end of the transaction.
+pub(crate) async fn hold_open(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    server: ServerId,
+) -> Result<()> {
+    sqlx::query(
+        "select id from job
+          where subscription_id = $1 and server_id = $2 and state in ('queued', 'leased')
+          order by created_at, id for no key update",
+    )
+    .bind(subscription.0)
+    .bind(server.0)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Leases that ran out.
 pub(crate) async fn expired(
     conn: &mut PgConnection,
@@ -371,7 +389,8 @@ pub(crate) async fn is_expired(conn: &mut PgConnection, job: &Job) -> Result<boo
     Ok(expired)
 }
 
-/// Leases of this node's earlier processes: dead as soon as a new one speaks.
+/// Leases of this node's earlier processes: dead as soon as a new one speaks. None when an even newer
+/// one has spoken since: then those are its leases.
 pub(crate) async fn of_other_boots(
     conn: &mut PgConnection,
     node: NodeId,
@@ -379,7 +398,9 @@ pub(crate) async fn of_other_boots(
 ) -> Result<Vec<(JobId, SubscriptionId, ServerId)>> {
     let rows: Vec<(Uuid, Uuid, Uuid)> = sqlx::query_as(
         "select id, subscription_id, server_id from job
-          where state = 'leased' and node_id = $1 and boot_id <> $2 order by id",
+          where state = 'leased' and node_id = $1 and boot_id <> $2
+            and exists (select from node where id = $1 and boot_id = $2)
+          order by id",
     )
     .bind(node.0)
     .bind(boot.0)

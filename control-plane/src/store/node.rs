@@ -175,21 +175,27 @@ pub(crate) async fn join(
     Ok(NodeId(id))
 }
 
-/// The node is there and has this; `None`: it is unknown or revoked. Answers with the boot that
-/// spoke before.
+/// The node is there and has this. Answers with the boot that spoke before. Whoever was replaced stays
+/// replaced: a process that hung while a newer one took over does not get the node back (F24).
 pub(crate) async fn heard(
     conn: &mut PgConnection,
     id: NodeId,
     boot: BootId,
     inventory: &NodeInventory,
     now: DateTime<Utc>,
-) -> Result<Option<Option<BootId>>> {
+) -> Result<Option<BootId>> {
+    // The newest sixteen are remembered: more processes of one node than that do not hang at once.
     let before: Option<(Option<Uuid>,)> = sqlx::query_as(
-        "with before as (select id, boot_id from node where id = $1 and revoked_at is null for no key update)
+        "with before as (select id, boot_id, earlier_boots from node
+                          where id = $1 and revoked_at is null for no key update)
          update node n
             set boot_id = $2, host = $3, majors = $4, port_first = $5, port_last = $6, free_bytes = $7,
-                last_seen_at = $8, socket_root = $9
-           from before where n.id = before.id
+                last_seen_at = $8, socket_root = $9,
+                earlier_boots = case when before.boot_id <> $2
+                                     then (before.earlier_boots || before.boot_id)
+                                          [greatest(cardinality(before.earlier_boots) - 14, 1):]
+                                     else before.earlier_boots end
+           from before where n.id = before.id and $2 <> all (before.earlier_boots)
          returning before.boot_id",
     )
     .bind(id.0)
@@ -201,9 +207,16 @@ pub(crate) async fn heard(
     .bind(bytes(inventory.free_bytes)?)
     .bind(now)
     .bind(&inventory.socket_root)
-    .fetch_optional(conn)
+    .fetch_optional(&mut *conn)
     .await?;
-    Ok(before.map(|(boot,)| boot.map(BootId)))
+    match before {
+        Some((before,)) => Ok(before.map(BootId)),
+        None => {
+            // Unknown or revoked, which says so itself; else replaced.
+            self::boot(conn, id).await?;
+            Err(Error::Stale)
+        }
+    }
 }
 
 /// The process that may speak for the node.
@@ -230,17 +243,38 @@ pub(crate) async fn revoke(
     Ok(done.rows_affected() == 1)
 }
 
-pub(crate) async fn put_vault(conn: &mut PgConnection, vault: &Vault) -> Result<()> {
+/// That a place has one vault of each ordinal is looked at when the transaction commits: on the way
+/// there two may share one.
+pub(crate) async fn put_vaults(conn: &mut PgConnection, vaults: &[Vault]) -> Result<()> {
+    for vault in vaults {
+        sqlx::query(
+            "insert into vault (id, region, zone, url, own_copies, ordinal) values ($1, $2, $3, $4, $5, $6)
+             on conflict (id) do update
+                set url = excluded.url, own_copies = excluded.own_copies, ordinal = excluded.ordinal",
+        )
+        .bind(vault.id.0)
+        .bind(&vault.region)
+        .bind(&vault.zone)
+        .bind(&vault.url)
+        .bind(i32::from(vault.own_copies))
+        .bind(i32::from(vault.ordinal))
+        .execute(&mut *conn)
+        .await?;
+    }
+    // Those that nobody names any more are still read from; they come after the named ones.
     sqlx::query(
-        "insert into vault (id, region, zone, url, own_copies, ordinal) values ($1, $2, $3, $4, $5, $6)
-         on conflict (id) do update set url = excluded.url, own_copies = excluded.own_copies",
+        "update vault v
+            set ordinal = after.ordinal
+           from (select old.id, (select max(ordinal) from vault where id = any($1))
+                                + row_number() over (order by old.ordinal, old.id) as ordinal
+                   from vault old
+                  where old.id <> all($1)
+                    and exists (select from vault named
+                                 where named.id = any($1) and named.region = old.region
+                                   and named.zone is not distinct from old.zone)) after
+          where v.id = after.id",
     )
-    .bind(vault.id.0)
-    .bind(&vault.region)
-    .bind(&vault.zone)
-    .bind(&vault.url)
-    .bind(i32::from(vault.own_copies))
-    .bind(i32::from(vault.ordinal))
+    .bind(vaults.iter().map(|vault| vault.id.0).collect::<Vec<_>>())
     .execute(conn)
     .await?;
     Ok(())

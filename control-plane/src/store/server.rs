@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
+use holdfast_domain::retention::RetentionWindow;
 use holdfast_domain::server::{Server, ServerSettings, ServerState};
 use holdfast_domain::{IncarnationId, NodeId, ServerId, SubscriptionId};
 use sqlx::types::Json;
@@ -197,7 +198,8 @@ pub(crate) async fn insert(conn: &mut PgConnection, server: &Server) -> Result<(
     Ok(())
 }
 
-/// Writes what moves in a server's life back. The state in the row must still be `expected`.
+/// Writes what moves in a server's life back. The state in the row must still be `expected`. A shorter
+/// retention leaves behind what it was, for [`former_retention`].
 pub(crate) async fn update(
     conn: &mut PgConnection,
     server: &Server,
@@ -206,7 +208,17 @@ pub(crate) async fn update(
     let done = sqlx::query(
         "update server
             set state = $3::server_state, settings = $4, node_id = $5, port = $6, minor_version = $7,
-                stopped_at = $8, dropped_at = $9, restorable_until = $10
+                stopped_at = $8, dropped_at = $9, restorable_until = $10,
+                former_retention_days = case
+                    when ($4::jsonb ->> 'retention')::smallint < (settings ->> 'retention')::smallint
+                    then greatest((settings ->> 'retention')::smallint,
+                                  case when retention_changed_at > lease_now() - interval '24 hours'
+                                       then former_retention_days end)
+                    else former_retention_days end,
+                retention_changed_at = case
+                    when ($4::jsonb ->> 'retention')::smallint < (settings ->> 'retention')::smallint
+                    then lease_now()
+                    else retention_changed_at end
           where subscription_id = $1 and id = $2 and state = $11::server_state",
     )
     .bind(server.subscription.0)
@@ -244,6 +256,32 @@ pub(crate) async fn free_port(
             .await?;
     let taken: BTreeSet<i32> = taken.into_iter().map(|(port,)| port).collect();
     Ok((first..=last).find(|port| !taken.contains(&i32::from(*port))))
+}
+
+/// What was kept before the retention was made shorter, for the first day after that.
+pub(crate) async fn former_retention(
+    conn: &mut PgConnection,
+    server: &Server,
+) -> Result<Option<RetentionWindow>> {
+    let row: Option<(i16,)> = sqlx::query_as(
+        "select former_retention_days from server
+          where subscription_id = $1 and id = $2 and retention_changed_at > lease_now() - interval '24 hours'",
+    )
+    .bind(server.subscription.0)
+    .bind(server.id.0)
+    .fetch_optional(conn)
+    .await?;
+    row.map(|(days,)| {
+        RetentionWindow::new(i64::from(days)).map_err(|_| Error::corrupt("retention out of range"))
+    })
+    .transpose()
+}
+
+/// What the database's clock says, to compare one's own with before anything is taken away.
+pub(crate) async fn database_clock(conn: &mut PgConnection) -> Result<DateTime<Utc>> {
+    Ok(sqlx::query_scalar("select lease_now()")
+        .fetch_one(conn)
+        .await?)
 }
 
 /// Servers whose catalogue may have something to let go.

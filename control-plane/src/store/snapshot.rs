@@ -18,7 +18,7 @@ struct Row {
     incarnation_id: Uuid,
     ready_at: DateTime<Utc>,
     last_counting: Option<i64>,
-    last_automatic: Option<DateTime<Utc>>,
+    last_slot: Option<DateTime<Utc>>,
     last_start: Option<i64>,
     last_failure: Option<DateTime<Utc>>,
     failures: i64,
@@ -33,7 +33,7 @@ pub(crate) async fn facts(
 ) -> Result<Vec<Candidate>> {
     let rows: Vec<Row> = sqlx::query_as(
         "select s.subscription_id, s.id as server_id, i.id as incarnation_id, i.ready_at, i.last_counting,
-                automatic.last_automatic, newest.start_lsn as last_start, failed.last_failure, failed.failures,
+                automatic.last_slot, newest.start_lsn as last_start, failed.last_failure, failed.failures,
                 exists (select from wal_gap g
                          where g.subscription_id = i.subscription_id and g.incarnation_id = i.id
                            and g.range_end > newest.stop_lsn) as gap
@@ -44,7 +44,7 @@ pub(crate) async fn facts(
                  where b.subscription_id = i.subscription_id and b.incarnation_id = i.id and b.state = 'complete'
                  order by b.stop_lsn desc limit 1) newest on true
           cross join lateral (
-                select max(b.completed_time) as last_automatic, max(b.requested_at) as last_success from backup b
+                select max(b.slot) as last_slot, max(b.requested_at) as last_success from backup b
                  where b.subscription_id = i.subscription_id and b.incarnation_id = i.id
                    and b.kind = 'automatic' and b.completed_time is not null) automatic
           cross join lateral (
@@ -75,7 +75,7 @@ pub(crate) async fn facts(
                 server: ServerId(row.server_id),
                 since: row.ready_at,
                 now,
-                last_automatic: row.last_automatic,
+                last_slot: row.last_slot,
                 last_start: row.last_start.map(lsn),
                 last_counting: row.last_counting.map(lsn),
                 last_failure: row

@@ -337,3 +337,82 @@ async fn claiming_reads_no_table_from_end_to_end() -> Result<()> {
     assert_eq!(scans().await?, before);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_replaced_process_does_not_take_its_node_back_with_a_hello() -> Result<()> {
+    // RELIABILITY F24, §4.3
+    let mut harness = Harness::new().await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, Deed::Abandon);
+    harness.request_create("pg1", &wish()).await?;
+    harness.run_until_idle().await?;
+    harness.nodes[0].abandoned.clear();
+    let hung = std::mem::replace(&mut harness.nodes[0].boot, BootId::new());
+    harness.run_until_idle().await?;
+    let taken = harness.nodes[0].abandoned.remove(0);
+    assert_eq!(taken.epoch, 2, "the newer process has the job");
+
+    let newest = std::mem::replace(&mut harness.nodes[0].boot, hung);
+    let refused = harness.nodes[0].hello(&harness.control_plane).await;
+    assert!(
+        refused.is_err_and(|error| matches!(error.downcast_ref::<Error>(), Some(Error::Stale)))
+    );
+    harness.nodes[0].boot = newest;
+    let lease = harness.nodes[0].lease_of(&taken);
+    harness
+        .control_plane
+        .progress(harness.nodes[0].id, lease, None)
+        .await?;
+    harness.nodes[0].hello(&harness.control_plane).await?;
+
+    // Nor does the first of many.
+    for _ in 0..5 {
+        harness.nodes[0].boot = BootId::new();
+        harness.nodes[0].hello(&harness.control_plane).await?;
+    }
+    harness.nodes[0].boot = hung;
+    assert!(
+        harness.nodes[0]
+            .hello(&harness.control_plane)
+            .await
+            .is_err()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_does_not_keep_the_others_from_what_is_due() -> Result<()> {
+    // RELIABILITY §0.9: every operation ends, whatever became of another one's row.
+    let mut harness = Harness::new().await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, Deed::Abandon);
+    harness.request_create("pg1", &wish()).await?;
+    harness.run_until_idle().await?;
+    sqlx::query("UPDATE job SET caller = '{}'")
+        .execute(harness.database.pool())
+        .await?;
+    harness.advance(TimeDelta::seconds(1)).await?;
+    let accepted = harness.request_create("pg2", &wish()).await?;
+    harness.run_until_idle().await?;
+    harness.nodes[0].script.clear();
+    // Both leases are lost; one of them can be given out again.
+    harness.live(24, TimeDelta::seconds(30)).await?;
+    harness.succeeded(&accepted.operation).await?;
+    let unread = "SELECT count(*) FROM job WHERE caller = '{}' AND state = 'leased'";
+    assert_eq!(harness.count(unread).await?, 1);
+
+    // Nor does a catalogue that cannot be read.
+    harness.create("pg3").await?;
+    harness.write("pg2").await?;
+    harness.write("pg3").await?;
+    sqlx::query(
+        "UPDATE backup SET manifest = '{}' WHERE server_id = (SELECT id FROM server WHERE name = 'pg3')",
+    )
+    .execute(harness.database.pool())
+    .await?;
+    harness.live(25, TimeDelta::hours(1)).await?;
+    assert_eq!(harness.automatic("pg2").await?.len(), 2);
+    Ok(())
+}

@@ -7,8 +7,8 @@ use chrono::TimeDelta;
 use holdfast_control_plane::Error;
 use holdfast_domain::Refusal;
 use holdfast_domain::job::{JobKind, JobSpec};
-use holdfast_tests::harness::{Harness, at};
-use holdfast_tests::scripted_node::failure;
+use holdfast_tests::harness::{Harness, at, caller, request};
+use holdfast_tests::scripted_node::{Deed, failure};
 
 const STEP: TimeDelta = TimeDelta::hours(6);
 
@@ -101,7 +101,11 @@ async fn a_longer_window_brings_nothing_back_and_a_shorter_one_lets_go() -> Resu
         harness.server("pg1").await?.earliest_restore,
         Some(earliest)
     );
+    // Sweeping follows a day later (ADR 12).
+    assert_eq!(harness.automatic("pg1").await?.len(), many);
+    harness.live(5, STEP).await?;
     assert!(harness.automatic("pg1").await?.len() < many);
+    let earliest = harness.now() - TimeDelta::days(7);
     harness
         .control_plane
         .preview_restore(at("pg1"), Some(earliest))
@@ -244,4 +248,189 @@ async fn a_name_is_free_again_as_soon_as_its_server_is_dropped() -> Result<()> {
     // F53: the new one has nothing of the old one's.
     assert_eq!(harness.automatic("pg1").await?.len(), 1);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_shorter_retention_that_is_taken_back_within_a_day_loses_nothing() -> Result<()> {
+    // RELIABILITY F46; ADR 12
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    harness.set_retention("pg1", 35).await?;
+    harness.busy_days(20, "pg1").await?;
+    let earliest = harness.server("pg1").await?.earliest_restore;
+    let many = harness.automatic("pg1").await?.len();
+    harness.set_retention("pg1", 7).await?;
+    harness.live(3, STEP).await?;
+    assert!(harness.server("pg1").await?.earliest_restore > earliest);
+    harness.set_retention("pg1", 35).await?;
+    harness.live(8, STEP).await?;
+    assert_eq!(harness.server("pg1").await?.earliest_restore, earliest);
+    assert!(harness.automatic("pg1").await?.len() >= many);
+    let lost = "SELECT count(*) FROM backup WHERE state <> 'complete'";
+    assert_eq!(harness.count(lost).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_jumped_ahead_takes_nothing_away() -> Result<()> {
+    // RELIABILITY F60; ADR 12
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    harness.create("pg2").await?;
+    harness.busy_days(3, "pg1").await?;
+    harness.delete("pg2").await?;
+    let kept = "SELECT count(*) FROM backup WHERE state = 'complete'";
+    let before = harness.count(kept).await?;
+    assert!(before >= 5, "{before}");
+    // The scheduler's alone: neither the database's nor the node's.
+    harness.clock.advance(TimeDelta::days(60));
+    harness.control_plane.sweep().await?;
+    assert_eq!(harness.count(kept).await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_unlinked_is_said_once_with_its_names_and_the_reason() -> Result<()> {
+    // RELIABILITY §4.7, §5.6; F49: two sweepers say and do it once.
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    let other = harness.another_process().await?;
+    for _ in 0..12 {
+        harness.advance(TimeDelta::days(1)).await?;
+        harness.write("pg1").await?;
+        let (one, two) = tokio::join!(harness.control_plane.sweep(), other.sweep());
+        one?;
+        two?;
+        harness.run_until_idle().await?;
+    }
+    let unlinked = harness
+        .count("SELECT count(*) FROM backup WHERE state IN ('expiring', 'gone')")
+        .await?;
+    assert!(unlinked >= 3, "{unlinked}");
+    let named = "SELECT coalesce(sum(cardinality(string_to_array(properties ->> 'backupNames', ', '))), 0)::bigint
+                   FROM activity_event
+                  WHERE action LIKE '%/backups/delete' AND status = 'Started' AND properties ->> 'reason' <> ''
+                    AND (properties ->> 'windowStart')::timestamptz < at
+                    AND (properties ->> 'deleteAfter')::timestamptz = at + interval '24 hours'";
+    assert_eq!(harness.count(named).await?, unlinked);
+
+    let pruned: Vec<&String> = harness.nodes[0]
+        .leased
+        .iter()
+        .filter_map(|job| match &job.spec {
+            JobSpec::Prune(spec) => Some(&spec.keys),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let unique: BTreeSet<_> = pruned.iter().collect();
+    assert!(!unique.is_empty() && unique.len() == pruned.len());
+
+    // At the end of a dropped server's time the rest is named, too.
+    harness.delete("pg1").await?;
+    let rest = harness
+        .count("SELECT count(*) FROM backup WHERE state = 'complete'")
+        .await?;
+    harness.live(6, TimeDelta::days(1)).await?;
+    let purged = "SELECT coalesce(sum(cardinality(string_to_array(properties ->> 'backupNames', ', '))), 0)::bigint
+                    FROM activity_event
+                   WHERE action LIKE '%/backups/delete' AND status = 'Started'
+                     AND properties ->> 'reason' LIKE '%dropped%'";
+    let purged = harness.count(purged).await?;
+    assert!(0 < purged && purged <= rest, "{purged} of {rest}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_restore_that_takes_ten_days_still_finds_its_backup() -> Result<()> {
+    // RELIABILITY F50
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    harness.busy_days(1, "pg1").await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Restore, Deed::Abandon);
+    let accepted = harness
+        .request_restore("pg1", "copy", Some(harness.now()))
+        .await?;
+    harness.run_until_idle().await?;
+    let job = harness.nodes[0].abandoned.remove(0);
+    for patient in [
+        "UPDATE job SET lease_until = lease_until + interval '30 days', deadline = deadline + interval '30 days'
+          WHERE kind = 'restore'",
+        "UPDATE operation SET deadline = deadline + interval '30 days' WHERE kind = 'restore-server'",
+    ] {
+        sqlx::query(patient)
+            .execute(harness.database.pool())
+            .await?;
+    }
+    let held: uuid::Uuid = sqlx::query_scalar("SELECT backup_id FROM pin")
+        .fetch_one(harness.database.pool())
+        .await?;
+    harness.busy_days(10, "pg1").await?;
+    assert_eq!(state_of(&harness, held).await?, "complete");
+
+    let control_plane = harness.control_plane.clone();
+    harness.nodes[0].finish(&control_plane, &job).await?;
+    harness.run_until_idle().await?;
+    harness.succeeded(&accepted.operation).await?;
+    assert_eq!(harness.count("SELECT count(*) FROM pin").await?, 0);
+    harness.busy_days(2, "pg1").await?;
+    assert_eq!(state_of(&harness, held).await?, "gone");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backup_that_a_running_one_builds_on_is_not_deleted() -> Result<()> {
+    // RELIABILITY F51
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    harness.live(1, STEP).await?;
+    harness.write("pg1").await?;
+    harness.request_backup("pg1", "b1").await?;
+    harness.run_until_idle().await?;
+    let base: uuid::Uuid = sqlx::query_scalar("SELECT id FROM backup WHERE name = 'b1'")
+        .fetch_one(harness.database.pool())
+        .await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, Deed::Abandon);
+    harness.live(1, STEP).await?;
+    harness.write("pg1").await?;
+    harness.live(2, STEP).await?;
+    let job = harness.nodes[0].abandoned.remove(0);
+    sqlx::query(
+        "UPDATE job SET lease_until = lease_until + interval '30 days', deadline = deadline + interval '30 days'
+          WHERE kind = 'snapshot' AND state = 'leased'",
+    )
+    .execute(harness.database.pool())
+    .await?;
+    let built_on = "SELECT count(*) FROM job j JOIN backup b ON b.id = j.base_backup_id
+                     WHERE j.state = 'leased' AND b.name = 'b1'";
+    assert_eq!(harness.count(built_on).await?, 1);
+
+    let idem = request("DELETE", "pg1/b1");
+    harness
+        .control_plane
+        .delete_backup(&caller(), at("pg1"), "b1", &idem)
+        .await?;
+    harness.live(6, STEP).await?;
+    assert_eq!(state_of(&harness, base).await?, "expiring");
+    let asked = "SELECT count(*) FROM job WHERE kind = 'prune'";
+    assert_eq!(harness.count(asked).await?, 0);
+
+    harness.nodes[0].script.clear();
+    let control_plane = harness.control_plane.clone();
+    harness.nodes[0].finish(&control_plane, &job).await?;
+    harness.run_until_idle().await?;
+    assert_eq!(state_of(&harness, base).await?, "gone");
+    Ok(())
+}
+
+async fn state_of(harness: &Harness, backup: uuid::Uuid) -> Result<String> {
+    let sql = "SELECT state::text FROM backup WHERE id = $1";
+    Ok(sqlx::query_scalar(sql)
+        .bind(backup)
+        .fetch_one(harness.database.pool())
+        .await?)
 }

@@ -83,6 +83,26 @@ async fn a_stopped_server_takes_no_backups_and_keeps_what_it_has() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_stopped_server_that_is_dropped_keeps_what_it_had() -> Result<()> {
+    // FLX-146, DESIGN §3.15: dropping it does not move the window that stood still.
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    harness.busy_days(3, "pg1").await?;
+    let before = harness.automatic("pg1").await?.len();
+    harness.power("pg1", Power::Stopped).await?;
+    harness.live(40, TimeDelta::days(1)).await?;
+    harness.delete("pg1").await?;
+    harness.live(4, TimeDelta::days(1)).await?;
+    let complete = "SELECT count(*) FROM backup WHERE state = 'complete'";
+    assert_eq!(harness.count(complete).await?, i64::try_from(before)?);
+
+    // Until its time is over.
+    harness.live(2, TimeDelta::days(1)).await?;
+    assert_eq!(harness.count(complete).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_failed_backup_is_tried_again_with_patience() -> Result<()> {
     let mut harness = Harness::new().await?;
     harness.nodes[0]
@@ -126,5 +146,19 @@ async fn lost_wal_makes_a_new_backup_due_at_once() -> Result<()> {
     harness.node_of(incarnation)?.lose_wal(incarnation);
     harness.run_until_idle().await?;
     assert_eq!(harness.automatic("pg1").await?.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_behind_gets_one_backup_a_day_as_well() -> Result<()> {
+    // FLX-014: slots are told by the scheduler's clock alone.
+    let mut harness = Harness::new().await?;
+    harness.nodes[0].clock_behind = TimeDelta::hours(2);
+    harness.create("pg1").await?;
+    harness.write("pg1").await?;
+    harness.run_until_idle().await?;
+    assert_eq!(harness.automatic("pg1").await?.len(), 1);
+    harness.busy_days(3, "pg1").await?;
+    assert_eq!(harness.automatic("pg1").await?.len(), 1 + 3);
     Ok(())
 }
