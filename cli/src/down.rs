@@ -20,24 +20,23 @@ const WITHIN: Duration = Duration::from_secs(240);
 
 pub async fn run(state: &StateDir) -> Result<()> {
     let kept = format!("Everything is kept in {}.", state.path().display());
-    if stop(state).await? {
-        say(format!("Stopped. {kept}"));
-        return Ok(());
+    let stopped = stop(state).await?;
+    let mut ended = 0;
+    if state.lock_file().exists() {
+        match run_record::lock(state).await? {
+            Some(_lock) => ended = end_leftovers(state).await?,
+            // By somebody who waited for this one to stop.
+            None if stopped => {}
+            None => bail!(Failure::Conflict("a site was started meanwhile".into())),
+        }
     }
-    let nothing = format!("No site runs in {}.", state.path().display());
-    if !state.lock_file().exists() {
-        say(nothing);
-        return Ok(());
-    }
-    let Some(_lock) = run_record::lock(state).await? else {
-        bail!(Failure::Conflict("a site was started meanwhile".into()));
-    };
-    match end_leftovers(state).await? {
-        0 => say(nothing),
-        ended => say(format!(
-            "The site had crashed and left PostgreSQL running; {ended} stopped. {kept}"
-        )),
-    }
+    say(match (stopped, ended) {
+        (true, _) => format!("Stopped. {kept}"),
+        (false, 0) => format!("No site runs in {}.", state.path().display()),
+        (false, _) => {
+            format!("The site had crashed and left PostgreSQL running; {ended} stopped. {kept}")
+        }
+    });
     Ok(())
 }
 
@@ -79,7 +78,8 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Stops the site and waits until it has ended. Answers with whether it ran.
+/// Stops the site and waits until it has ended. Answers with whether it ran: one that was ending by itself,
+/// or dying, did not.
 pub async fn stop(state: &StateDir) -> Result<bool> {
     if !run_record::is_running(state)? {
         return Ok(false);
@@ -87,7 +87,7 @@ pub async fn stop(state: &StateDir) -> Result<bool> {
     match run_record::running(state)? {
         Some(record) => record.signal(Signal::SIGTERM),
         // It has the lock and has not said yet who it is, or it is just ending.
-        None if run_record::ended(state, Duration::from_secs(10)).await? => return Ok(true),
+        None if run_record::ended(state, Duration::from_secs(10)).await? => return Ok(false),
         None => match run_record::running(state)? {
             Some(record) => record.signal(Signal::SIGTERM),
             None => {

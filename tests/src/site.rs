@@ -382,12 +382,15 @@ fn client(authority: Option<reqwest::Certificate>) -> Result<reqwest::Client> {
     Ok(client.tls_certs_only(authority).build()?)
 }
 
+/// Dead, with all its threads: the first may be gone while another still holds what the process held.
 fn is_zombie(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit(')')
-            .next()
-            .is_some_and(|rest| rest.starts_with(" Z"))
-    })
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads <= 1
+        && std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.starts_with(" Z"))
+        })
 }
 
 /// Asks again until there is an answer or the time is over.

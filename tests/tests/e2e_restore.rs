@@ -47,8 +47,17 @@ async fn every_instant_of_the_window_comes_back_as_it_was() -> Result<()> {
     let site = Site::start().await?;
     site.create("pg1").await?;
     let sql = site.sql("pg1").await?;
+    let uri = site
+        .command(&["server", "connection-string", "pg1"])
+        .await?;
+    let superuser = as_superuser(&uri).await?;
+    superuser
+        .batch_execute("SET timezone = 'UTC'; CREATE EXTENSION pg_walinspect")
+        .await?;
     let mut ledger = Ledger::prepare(&sql).await?;
+    let from = log_position(&superuser).await?;
     ledger.write(&sql, 150).await?;
+    let stamp = commit_stamp(&superuser, 41, &from).await?;
     let backup = site.back_up("pg1", "midway").await?;
     let in_backup = ledger.last()?.sequence;
     ledger.write(&sql, 150).await?;
@@ -65,16 +74,33 @@ async fn every_instant_of_the_window_comes_back_as_it_was() -> Result<()> {
     .await?;
     let idle = gap_from + (points - gap_from) / 2;
     ledger.write(&sql, 100).await?;
-    let first = ledger.entries.first().context("written")?.sent;
     let end = ledger.last()?;
 
-    let mut instants = between(first, end.acknowledged, 10);
-    instants.push(idle);
+    // Ten while it wrote, and one while nothing happened.
+    let mut instants = vec![idle];
+    for (rows, count) in [(0..150, 4), (150..300, 3), (300..400, 3)] {
+        let stretch = &ledger.entries[rows];
+        let (first, last) = (stretch.first(), stretch.last());
+        let (first, last) = (first.context("written")?, last.context("written")?);
+        instants.extend(between(first.sent, last.acknowledged, count));
+    }
     compare_all(&site, &ledger, &instants).await?;
 
-    // One microsecond after a commit, by the stamp that PostgreSQL wrote for the row's transaction.
-    let just_after = ledger.entries[40].acknowledged + TimeDelta::microseconds(1);
-    compare_all(&site, &ledger, &[just_after]).await?;
+    // One microsecond to either side of a commit, by the stamp that PostgreSQL wrote for it.
+    let micro = TimeDelta::microseconds(1);
+    for (name, at, rows) in [
+        ("pg1-just-before", stamp - micro, 40),
+        ("pg1-just-after", stamp + micro, 41),
+    ] {
+        site.restore("pg1", name, Some(at)).await?;
+        let present = prefix(&site.sql(name).await?).await?;
+        ensure!(
+            present == rows,
+            "{name}: {present} rows at {at}, the commit of row 41 is stamped {stamp}"
+        );
+        let gone = site.call("DELETE", &site.server_path(name), None).await?;
+        site.succeed(gone).await?;
+    }
 
     // Latest: the last acknowledged commit is there.
     site.restore("pg1", "pg1-latest", None).await?;
@@ -177,6 +203,45 @@ async fn a_lost_data_directory_costs_no_more_than_the_age_shown_before() -> Resu
         "{present} rows are back, {promised} were older than the age of {age} s\n{operation:#}"
     );
     Ok(())
+}
+
+async fn log_position(superuser: &tokio_postgres::Client) -> Result<String> {
+    let row = superuser
+        .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
+        .await?;
+    Ok(row.get(0))
+}
+
+/// The stamp in the commit record of the transaction that wrote a row, read from the log itself.
+async fn commit_stamp(
+    superuser: &tokio_postgres::Client,
+    sequence: i64,
+    from: &str,
+) -> Result<DateTime<Utc>> {
+    let row = superuser
+        .query_one(
+            "SELECT description
+               FROM public.ledger,
+                    pg_get_wal_records_info($2::text::pg_lsn, pg_current_wal_flush_lsn()) AS record
+              WHERE seq = $1 AND record.xid = ledger.xmin
+                AND resource_manager = 'Transaction' AND record_type LIKE 'COMMIT%'",
+            &[&sequence, &from],
+        )
+        .await?;
+    let text: String = row.get(0);
+    // `2026-11-20 12:00:00.000001 UTC`, then what else the record carries.
+    let mut words = text.split_whitespace();
+    let (date, time) = (words.next(), words.next());
+    let stamp = format!(
+        "{} {}",
+        date.context("a date")?,
+        time.context("a time of day")?
+    );
+    Ok(
+        chrono::NaiveDateTime::parse_from_str(&stamp, "%Y-%m-%d %H:%M:%S%.f")
+            .with_context(|| text.clone())?
+            .and_utc(),
+    )
 }
 
 /// The same server, as the agent's own role: a test may do what no tenant can.

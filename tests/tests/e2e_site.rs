@@ -36,7 +36,7 @@ async fn a_site_that_crashed_comes_back_whole_or_goes_whole() -> Result<()> {
     site.kill().await?;
     let up = ["up", "--detach", "--listen", "127.0.0.1:0"];
     let (one, other) = tokio::join!(site.command(&up), site.command(&up));
-    (one?, other?);
+    one.and(other)?;
     site.up().await?;
     ensure!(marked(&site).await?);
 
@@ -62,7 +62,7 @@ async fn a_site_that_crashed_comes_back_whole_or_goes_whole() -> Result<()> {
         .await?;
         site.command(&up).await
     });
-    (down?, up?);
+    down.and(up)?;
     site.up().await?;
     ensure!(marked(&site).await?);
 

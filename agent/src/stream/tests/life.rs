@@ -116,6 +116,54 @@ async fn housekeeping_alone_makes_no_object_and_no_modification() {
     site.stop(&postmaster).await;
 }
 
+// FLX-017, RELIABILITY §5.5: what autovacuum does by itself, in seconds instead of minutes
+#[tokio::test]
+async fn autovacuum_at_work_on_an_idle_server_wakes_nobody() {
+    let site = Site::open(1).await;
+    let postmaster = site.start().await;
+    site.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS i; UPDATE t SET i = i + 1")
+        .await;
+    let stream = site.stream().await;
+    stream.flush().await.expect("durable");
+    let counted = until(&stream, "seen", |status| status.last_counting.is_some()).await;
+    let before = site.stores[0].requests();
+    site.sql(
+        "ALTER SYSTEM SET autovacuum_naptime = 1; \
+         ALTER SYSTEM SET autovacuum_vacuum_threshold = 0; \
+         ALTER SYSTEM SET autovacuum_vacuum_scale_factor = 0; \
+         ALTER SYSTEM SET autovacuum_analyze_threshold = 0; \
+         ALTER SYSTEM SET autovacuum_analyze_scale_factor = 0; \
+         SELECT pg_reload_conf()",
+    )
+    .await;
+    let session = site.cluster.connect().await;
+    let rounds = async || {
+        let row = session
+            .query_one(
+                "SELECT sum(autovacuum_count + autoanalyze_count)::bigint FROM pg_stat_all_tables",
+                &[],
+            )
+            .await
+            .expect("counted");
+        row.get::<_, i64>(0)
+    };
+    let patience = Instant::now() + SOON;
+    while rounds().await < 6 {
+        assert!(Instant::now() < patience, "autovacuum does not come");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let lsn = site.commit("CHECKPOINT").await;
+    let quiet = until(&stream, "received", |status| status.received >= lsn).await;
+    assert_eq!(
+        quiet.last_counting, counted.last_counting,
+        "no snapshot is due for that"
+    );
+    let asked = site.stores[0].requests().total() - before.total();
+    assert!(asked <= 3, "{asked} requests");
+    stream.close().await;
+    site.stop(&postmaster).await;
+}
+
 // FLX-055
 #[tokio::test]
 async fn a_restarted_stream_goes_on_and_the_whole_segment_replaces_its_tails() {
