@@ -17,10 +17,10 @@ comment on column operation_tally.operations is 'How many.';
 comment on column operation_tally.seconds is 'What their durations come to.';
 
 create table prune_tally (
-    only  boolean primary key default true,
-    bytes bigint not null,
-    constraint prune_tally_is_one_row check (only)
+    is_the_one boolean primary key default true,
+    bytes      bigint not null,
+    constraint prune_tally_is_one_row check (is_the_one)
 );
 comment on table  prune_tally is 'What prune jobs have freed so far; jobs are forgotten.';
-comment on column prune_tally.only is 'There is one row.';
+comment on column prune_tally.is_the_one is 'There is one row.';
 comment on column prune_tally.bytes is 'Stored bytes that were deleted.';

@@ -73,7 +73,7 @@ pub(crate) async fn durations(conn: &mut PgConnection) -> Result<Vec<DurationRow
 pub(crate) async fn add_pruned(conn: &mut PgConnection, bytes: u64) -> Result<()> {
     sqlx::query(
         "insert into prune_tally (bytes) values ($1)
-         on conflict (only) do update set bytes = prune_tally.bytes + excluded.bytes",
+         on conflict (is_the_one) do update set bytes = prune_tally.bytes + excluded.bytes",
     )
     .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
     .execute(conn)
