@@ -229,13 +229,15 @@ async fn commit_stamp(
         )
         .await?;
     let text: String = row.get(0);
-    // `2026-11-20 12:00:00.000001 UTC`, then what else the record carries.
+    // `2026-11-20 12:00:00.000001+00`, then what else the record carries.
     let mut words = text.split_whitespace();
     let (date, time) = (words.next(), words.next());
     let stamp = format!(
         "{} {}",
         date.context("a date")?,
         time.context("a time of day")?
+            .trim_end_matches([';', ','])
+            .trim_end_matches("+00")
     );
     Ok(
         chrono::NaiveDateTime::parse_from_str(&stamp, "%Y-%m-%d %H:%M:%S%.f")

@@ -51,13 +51,12 @@ async fn a_site_that_crashed_comes_back_whole_or_goes_whole() -> Result<()> {
     .await?;
     site.back_up("pg1", "afterwards").await?;
 
-    // A site that is just stopping is waited for.
+    // A site that is just stopping, or has just stopped, is waited for.
     let (down, up) = tokio::join!(site.command(&["down"]), async {
         let stopping = || std::fs::read_to_string(site.state_dir().join("run.json"));
         until(Duration::from_secs(30), || async {
-            Ok(stopping()
-                .is_ok_and(|it| it.contains("stopping"))
-                .then_some(()))
+            let running = stopping().is_ok_and(|it| !it.contains("stopping"));
+            Ok((!running).then_some(()))
         })
         .await?;
         site.command(&up).await
