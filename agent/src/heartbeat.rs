@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::Gateway;
-use crate::error::{Error, Result, chain};
+use crate::error::{Result, chain};
 use crate::node::Node;
 
 const HELLO_EVERY: Duration = Duration::from_secs(30);
