@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::TimeDelta;
 use holdfast_domain::job::{
-    HelloRequest, HelloResponse, JobResult, JobSpec, JoinRequest, JoinResponse, LeaseRequest,
-    LeaseResponse, LeasedJob, ProgressRequest, ProgressResponse, PruneSpec,
-    RenewCertificateRequest, ReportRequest, ValidateRequest, VaultRef,
+    HelloRequest, HelloResponse, JobOutcome, JobResult, JobSpec, JoinRequest, JoinResponse,
+    LeaseRequest, LeaseResponse, LeasedJob, ProgressRequest, ProgressResponse, PruneOutcome,
+    PruneSpec, RenewCertificateRequest, ReportRequest, ValidateRequest, ValidateResponse, VaultRef,
 };
-use holdfast_domain::{BootId, IncarnationId, JobId, NodeId, VaultId};
+use holdfast_domain::leavings::{EndedAttempts, Leavings};
+use holdfast_domain::{BackupId, BootId, IncarnationId, JobId, NodeId, VaultId};
+use holdfast_vault::layout;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -89,6 +92,7 @@ impl Site {
                     url: format!("file://{}", self.test.root.path().join("vault").display()),
                 },
                 keys: vec![format!("packs/{}/a", self.incarnation)],
+                leavings: Leavings::Nowhere,
             }),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         }
@@ -239,6 +243,69 @@ async fn a_cancelled_job_stops_and_says_so() {
     let call = site.until("report").await;
     assert_eq!(call.body::<ReportRequest>().result, JobResult::Canceled);
     call.answer(&serde_json::json!({}));
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_looks_for_leavings_only_where_it_is_told_and_leaves_what_it_may_not_delete() {
+    // RELIABILITY §5.6
+    let mut site = Site::open().await;
+    let life = site.incarnation;
+    let (dead, alive, failed) = (JobId::new(), JobId::new(), BackupId::new());
+    let manifest = layout::manifest(life, failed, 1);
+    let leaf = layout::leaves(life, dead, 2, 0);
+    let adopted = layout::pack(life, dead, 1, 0);
+    let listed = format!("packs/{life}/a");
+    let untouched = [
+        layout::pack(life, alive, 1, 0),
+        layout::pack(life, dead, 3, 0),
+        layout::manifest(life, BackupId::new(), 1),
+        layout::pack(IncarnationId::new(), dead, 1, 0),
+    ];
+    let mut job = site.job(JobId::new(), 1, 60);
+    let JobSpec::Prune(spec) = &mut job.spec else {
+        panic!("a prune")
+    };
+    spec.leavings = Leavings::Attempts(vec![EndedAttempts {
+        job: dead,
+        epoch: 2,
+        failed_backup: Some(failed),
+    }]);
+    let store = site.test.node.stores(std::slice::from_ref(&spec.vault));
+    let store = store.expect("opens").remove(0);
+    for key in [&manifest, &leaf, &adopted, &listed]
+        .into_iter()
+        .chain(&untouched)
+    {
+        let content = Bytes::from_static(b"12345");
+        store.put_new(key, content).await.expect("put");
+    }
+    site.give(job).await;
+    let mut asked = Vec::new();
+    for _ in 0..4 {
+        let call = site.until("validate").await;
+        let request: ValidateRequest = call.body();
+        let may_delete = request.keys.iter().filter(|key| **key != adopted);
+        let may_delete = may_delete.cloned().collect();
+        asked.extend(request.keys);
+        call.answer(&ValidateResponse { may_delete });
+    }
+    let call = site.until("report").await;
+    let result = call.body::<ReportRequest>().result;
+    call.answer(&serde_json::json!({}));
+    assert_eq!(
+        asked,
+        [&manifest, &adopted, &leaf, &listed].map(Clone::clone)
+    );
+    let done = JobResult::Done(JobOutcome::Prune(PruneOutcome {
+        deleted: vec![manifest, leaf, listed],
+        bytes_freed: 15,
+        left: 1,
+    }));
+    assert_eq!(result, done);
+    for key in untouched.iter().chain([&adopted]) {
+        assert_eq!(store.head(key).await.expect("still there"), 5);
+    }
     site.end().await;
 }
 

@@ -271,12 +271,13 @@ async fn take_in(
 
 async fn pruned(unit: &mut Unit, job: &Job, spec: &PruneSpec, made: &PruneOutcome) -> Result<()> {
     let now = unit.now();
-    if let Some(foreign) = made.deleted.iter().find(|key| !spec.keys.contains(key)) {
+    let asked = prune::asked(spec);
+    if let Some(foreign) = made.deleted.iter().find(|&key| !asked(key)) {
         return Err(Error::Absurd(format!(
             "deleted {foreign:?}, which was not asked"
         )));
     }
-    let gone = prune::settle(unit, job, spec, &made.deleted).await?;
+    let gone = prune::settle(unit, job, spec, made).await?;
     if gone == 0 && made.bytes_freed == 0 {
         return Ok(());
     }

@@ -168,18 +168,12 @@ impl ControlPlane {
                 job.kind
             )));
         };
-        let may = prune::deletable(
-            &mut unit,
-            job.subscription,
-            job.server,
-            spec.incarnation,
-            keys,
-        )
-        .await?;
+        let may = prune::deletable(&mut unit, job.subscription, job.server, spec, keys).await?;
         unit.commit().await?;
+        let asked = prune::asked(spec);
         Ok(keys
             .iter()
-            .filter(|key| may.contains(*key) && spec.keys.contains(key))
+            .filter(|&key| may.contains(key) && asked(key))
             .cloned()
             .collect())
     }

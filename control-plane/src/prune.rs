@@ -1,14 +1,16 @@
 //! The second phase of deleting: an explicit list for a node, re-checked before each batch, and the
-//! catalogue forgetting what is gone. Never led by a listing (DESIGN §3.9).
+//! catalogue forgetting what is gone. What attempts that came to nothing left is found by a listing, and
+//! goes because no backup names it, never because it was found (DESIGN §3.9).
 
 use std::collections::BTreeSet;
 
 use chrono::TimeDelta;
 use holdfast_domain::activity::Caller;
-use holdfast_domain::job::{JobSpec, PruneSpec};
+use holdfast_domain::job::{JobSpec, PruneOutcome, PruneSpec};
+use holdfast_domain::leavings::Leavings;
 use holdfast_domain::node::{Node, NodeState};
 use holdfast_domain::server::{Server, ServerState};
-use holdfast_domain::{BackupId, EventId, IncarnationId, NodeId, ServerId, SubscriptionId};
+use holdfast_domain::{BackupId, EventId, IncarnationId, JobId, NodeId, ServerId, SubscriptionId};
 
 use crate::placement::{self, vault_refs};
 use crate::store::backup::Backup;
@@ -20,6 +22,11 @@ use crate::{ControlPlane, Error, Result};
 
 /// WAL objects in one job; the next sweep goes on.
 const WAL_AT_ONCE: i64 = 5000;
+/// Jobs whose leavings are looked for by one prune.
+const ATTEMPTS_AT_ONCE: i64 = 100;
+/// What an attempt wrote stays this long after its job ended: a process that lost its lease and does
+/// not know it yet may still be writing.
+pub(crate) const LEAVINGS_KEPT_FOR: TimeDelta = TimeDelta::hours(24);
 const TIME_LIMIT: TimeDelta = TimeDelta::hours(6);
 
 /// Queues a prune job when something is past its grace. `over`: the server's time is over, so that in
@@ -45,10 +52,29 @@ pub(crate) async fn queue(
             store::wal::to_prune(unit.conn(), subscription, incarnation, now, WAL_AT_ONCE).await?;
         keys.extend(wal);
     }
-    if over && keys.is_empty() {
-        keys = last_keys(unit, &life).await?;
+    let mut leavings = Leavings::Nowhere;
+    if over {
+        if keys.is_empty()
+            && !store::backup::any_left(unit.conn(), subscription, incarnation).await?
+        {
+            keys = last_keys(unit, &life).await?;
+            leavings = Leavings::Everywhere;
+        }
+    } else {
+        let before = now - LEAVINGS_KEPT_FOR;
+        let ended = store::job::to_reclaim(
+            unit.conn(),
+            subscription,
+            incarnation,
+            before,
+            ATTEMPTS_AT_ONCE,
+        )
+        .await?;
+        if !ended.is_empty() {
+            leavings = Leavings::Attempts(ended);
+        }
     }
-    if keys.is_empty() {
+    if keys.is_empty() && leavings == Leavings::Nowhere {
         return Ok(0);
     }
     let nodes = placement::nodes(unit).await?;
@@ -65,6 +91,7 @@ pub(crate) async fn queue(
         incarnation,
         vault,
         keys,
+        leavings,
     });
     let caller = Caller::service(EventId::new().to_string());
     let job = NewJob {
@@ -123,9 +150,6 @@ async fn exclusive(
 /// What goes when nothing else is left: history files, and with the wrapped key the last way to read
 /// anything that may have stayed behind.
 async fn last_keys(unit: &mut Unit, life: &Incarnation) -> Result<Vec<String>> {
-    if store::backup::any_left(unit.conn(), life.subscription, life.id).await? {
-        return Ok(Vec::new());
-    }
     let mut keys = store::wal::history_keys(unit.conn(), life.subscription, life.id).await?;
     keys.extend(key_object(life));
     Ok(keys)
@@ -142,29 +166,64 @@ pub(crate) async fn deletable(
     unit: &mut Unit,
     subscription: SubscriptionId,
     server: ServerId,
-    incarnation: IncarnationId,
+    spec: &PruneSpec,
     keys: &[String],
 ) -> Result<BTreeSet<String>> {
-    let now = unit.now();
+    let (now, incarnation) = (unit.now(), spec.incarnation);
     let backups = store::backup::to_prune(unit.conn(), subscription, incarnation, now).await?;
     let mut may: BTreeSet<String> = manifests(&backups).into_iter().collect();
     may.extend(exclusive(unit, subscription, incarnation, &backups).await?);
+    // What is found by a listing goes by the listing's rule alone, or a pack could go before its manifest.
+    let listed: BTreeSet<&String> = spec.keys.iter().collect();
+    may.retain(|key| listed.contains(key));
+    if let Leavings::Attempts(_) = spec.leavings {
+        may.extend(unnamed(unit, subscription, spec, keys).await?);
+    }
     if store::pin::on(unit.conn(), subscription, incarnation)
         .await?
         .is_empty()
     {
         may.extend(store::wal::unlinked(unit.conn(), subscription, incarnation, keys, now).await?);
         let server = store::server::by_id(unit.conn(), subscription, server, Hold::None).await?;
-        let over = server.is_some_and(|server| {
-            server.state == ServerState::Dropped
-                && server.restorable_until.is_some_and(|until| until <= now)
+        let over = server.is_some_and(|server| match server.state {
+            ServerState::Dropped => server.restorable_until.is_some_and(|until| until <= now),
+            // It never was one; its node has cleared its directory away.
+            ServerState::Failed => server.node.is_none(),
+            _ => false,
         });
-        if over {
+        if over && !store::backup::any_left(unit.conn(), subscription, incarnation).await? {
             let life = store::incarnation::get(unit.conn(), subscription, incarnation).await?;
             may.extend(last_keys(unit, &life).await?);
+            if spec.leavings == Leavings::Everywhere {
+                may.extend(unnamed(unit, subscription, spec, keys).await?);
+            }
         }
     }
     Ok(may)
+}
+
+/// Those of the keys that are leavings: where the job looks for some, and named by no backup and no WAL
+/// that the catalogue knows. A manifest that a later attempt adopted names objects of earlier ones.
+async fn unnamed(
+    unit: &mut Unit,
+    subscription: SubscriptionId,
+    spec: &PruneSpec,
+    keys: &[String],
+) -> Result<Vec<String>> {
+    let prefixes = spec.leavings.prefixes(spec.incarnation);
+    let found: Vec<String> = keys
+        .iter()
+        .filter(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)))
+        .cloned()
+        .collect();
+    store::backup::unnamed(unit.conn(), subscription, spec.incarnation, &found).await
+}
+
+/// Whether a key is one that the job may speak of at all.
+pub(crate) fn asked(spec: &PruneSpec) -> impl Fn(&String) -> bool {
+    let listed: BTreeSet<&String> = spec.keys.iter().collect();
+    let prefixes = spec.leavings.prefixes(spec.incarnation);
+    move |key| listed.contains(key) || prefixes.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// Forgets what is gone. Answers how many backups went.
@@ -172,20 +231,29 @@ pub(crate) async fn settle(
     unit: &mut Unit,
     job: &Job,
     spec: &PruneSpec,
-    deleted: &[String],
+    made: &PruneOutcome,
 ) -> Result<usize> {
     let (subscription, now) = (job.subscription, unit.now());
+    let deleted = &made.deleted;
     let gone =
         store::backup::with_manifest_in(unit.conn(), subscription, spec.incarnation, deleted)
             .await?;
     store::backup::gone(unit.conn(), subscription, &gone, now).await?;
     store::wal::forget(unit.conn(), subscription, spec.incarnation, deleted).await?;
-    let life = store::incarnation::get(unit.conn(), subscription, spec.incarnation).await?;
-    if key_object(&life).is_some_and(|key| deleted.contains(&key)) {
-        let server = store::server::by_id(unit.conn(), subscription, job.server, Hold::Update)
-            .await?
-            .ok_or_else(|| Error::corrupt(format!("server {} is missing", job.server)))?;
-        store::server::purged(unit.conn(), &server, now).await?;
+    match &spec.leavings {
+        Leavings::Nowhere => {}
+        // What was withheld is named by a backup and goes with it.
+        Leavings::Attempts(ended) => {
+            let jobs: Vec<JobId> = ended.iter().map(|ended| ended.job).collect();
+            store::job::reclaimed(unit.conn(), subscription, &jobs, now).await?;
+        }
+        Leavings::Everywhere if made.left == 0 => {
+            let server = store::server::by_id(unit.conn(), subscription, job.server, Hold::Update)
+                .await?
+                .ok_or_else(|| Error::corrupt(format!("server {} is missing", job.server)))?;
+            store::server::purged(unit.conn(), &server, now).await?;
+        }
+        Leavings::Everywhere => {}
     }
     Ok(gone.len())
 }

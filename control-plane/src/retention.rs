@@ -34,7 +34,7 @@ impl ControlPlane {
             let mut conn = self.pool().acquire().await?;
             (
                 store::server::to_sweep(&mut conn, now).await?,
-                store::server::to_purge(&mut conn, now).await?,
+                store::server::to_purge(&mut conn, now, now - prune::LEAVINGS_KEPT_FOR).await?,
                 store::server::database_clock(&mut conn).await?,
             )
         };
@@ -205,7 +205,8 @@ fn spared(catalogue: &mut Catalogue, hidden: &[BackupId], held: &[Held]) -> Vec<
     spared
 }
 
-/// A tombstone's time is over: everything may go, at once (FLX-144).
+/// A tombstone's time is over: everything may go, at once (FLX-144). A server that was never made has
+/// nothing that anybody was promised.
 async fn purge(unit: &mut Unit, server: &Server, incarnation: IncarnationId) -> Result<usize> {
     let now = unit.now();
     let subscription = server.subscription;

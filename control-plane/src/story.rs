@@ -461,6 +461,7 @@ impl World {
                 JobOutcome::Prune(PruneOutcome {
                     bytes_freed: may.len() as u64,
                     deleted: may,
+                    left: 0,
                 })
             }
             JobSpec::Power(_) => JobOutcome::Power(PowerOutcome {

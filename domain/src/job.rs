@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::leavings::Leavings;
 use crate::restore::RestoreTarget;
 use crate::wal::{TimelineStart, WalObject};
 use crate::{
@@ -270,7 +271,8 @@ pub struct RestoreOutcome {
     pub parameter_differences: BTreeMap<String, String>,
 }
 
-/// Deletes an explicit list, in order: manifests first, then what only they named, then WAL.
+/// Looks for leavings, then deletes an explicit list, in order: manifests first, then what only they
+/// named, then WAL.
 /// Twice: an object that is gone counts as deleted. Half: the rest goes with the next attempt.
 /// Before each batch the agent asks whether its lease still stands ([`ValidateRequest`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,12 +280,18 @@ pub struct PruneSpec {
     pub incarnation: IncarnationId,
     pub vault: VaultRef,
     pub keys: Vec<String>,
+    /// Found by listing; each key found is asked about as those of the list are.
+    #[serde(default)]
+    pub leavings: Leavings,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneOutcome {
     pub deleted: Vec<String>,
     pub bytes_freed: u64,
+    /// Leavings that were found and were not allowed to go.
+    #[serde(default)]
+    pub left: u64,
 }
 
 /// Brings a server to a state of rest or work. Twice: nothing to do the second time.

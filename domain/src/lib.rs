@@ -15,6 +15,7 @@ mod history;
 pub mod id;
 pub mod instant;
 pub mod job;
+pub mod leavings;
 pub mod lock;
 pub mod lsn;
 pub mod name;

@@ -303,6 +303,7 @@ impl ScriptedNode {
                 JobOutcome::Prune(PruneOutcome {
                     deleted,
                     bytes_freed,
+                    left: 0,
                 })
             }
             JobSpec::Power(spec) => {

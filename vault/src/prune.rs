@@ -1,5 +1,5 @@
 //! Deleting an explicit list, in its order: manifests first, then what only they named (DESIGN §3.9).
-//! The catalogue decided it; nothing here looks around for more.
+//! The catalogue decided it, key by key; nothing here looks around for more.
 
 use crate::Result;
 use crate::store::Store;

@@ -7,6 +7,7 @@ use holdfast_domain::job::{
     ArchiveWalMode, ArchiveWalSpec, Assignment, DropSpec, Placement, Power, PowerSpec,
     ProvisionOutcome, PruneSpec,
 };
+use holdfast_domain::leavings::Leavings;
 use holdfast_domain::{IncarnationId, Lsn};
 
 use super::{archive_wal, drop, power, prune};
@@ -237,11 +238,13 @@ async fn a_flush_makes_durable_what_was_committed_and_a_survey_finds_it() {
             .iter()
             .map(|object| object.key.clone())
             .collect(),
+        leavings: Leavings::Everywhere,
     };
     let pruned = prune::run(&test.context(), prune_spec(placement.incarnation))
         .await
         .expect("asked");
     assert_eq!(pruned.deleted, Vec::<String>::new());
+    assert!(pruned.left > 0, "its key at least was found and stays");
     let foreign = prune::run(&test.context(), prune_spec(IncarnationId::new())).await;
     assert_eq!(foreign.expect_err("refused").code, "ForeignObject");
     test.end().await;

@@ -1,13 +1,15 @@
-//! Deletes an explicit list from one vault, in its order: manifests first, then what only they named
-//! (DESIGN §3.9). Before each batch the scheduler is asked again what may go – under this lease, with the
-//! pins of this moment; what it withholds stays, without a word.
+//! Deletes from one vault: what attempts that came to nothing left there, then an explicit list in its
+//! order, manifests first, then what only they named (DESIGN §3.9). Leavings are found by listing where
+//! the job says. Before each batch, found or listed, the scheduler is asked again what may go – under this
+//! lease, with the catalogue and the pins of this moment; what it withholds stays, without a word.
 
 use std::collections::HashSet;
 
 use holdfast_domain::job::{JobError, Progress, PruneOutcome, PruneSpec};
 use holdfast_vault::prune::delete_keys;
+use holdfast_vault::store::Store;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::job::JobContext;
 
 /// Keys per question. Small, so that a pin made meanwhile protects nearly all.
@@ -18,6 +20,7 @@ pub async fn run(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobE
         incarnation,
         vault,
         keys,
+        leavings,
     } = spec;
     // Nothing outside this incarnation's objects, whatever the list says.
     let owner = incarnation.to_string();
@@ -40,20 +43,27 @@ pub async fn run(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobE
     let mut outcome = PruneOutcome {
         deleted: Vec::with_capacity(keys.len()),
         bytes_freed: 0,
+        left: 0,
     };
-    for (done, batch) in keys.chunks(BATCH).enumerate() {
-        let allowed: HashSet<String> = ctx.validate(batch).await?.into_iter().collect();
-        let going: Vec<String> = batch
-            .iter()
-            .filter(|key| allowed.contains(*key))
-            .cloned()
-            .collect();
-        ctx.check()?;
+    let listed: HashSet<&String> = keys.iter().collect();
+    for prefix in leavings.prefixes(incarnation) {
         for store in &stores {
-            let deleted = delete_keys(store, &going).await.map_err(Error::from)?;
-            outcome.deleted.extend(deleted.deleted);
-            outcome.bytes_freed += deleted.bytes;
+            ctx.check()?;
+            let found = store.list(&prefix).await.map_err(Error::from)?;
+            // What is on the list as well goes in the list's order.
+            let found: Vec<String> = found
+                .into_iter()
+                .map(|object| object.key)
+                .filter(|key| !listed.contains(key))
+                .collect();
+            for batch in found.chunks(BATCH) {
+                let gone = delete(ctx, std::slice::from_ref(store), batch, &mut outcome).await?;
+                outcome.left += (batch.len() - gone) as u64;
+            }
         }
+    }
+    for (done, batch) in keys.chunks(BATCH).enumerate() {
+        delete(ctx, &stores, batch, &mut outcome).await?;
         ctx.progress(Progress {
             phase: "Deleting".into(),
             percent: ((done + 1) * BATCH) as f64 * 100.0 / keys.len() as f64,
@@ -61,4 +71,26 @@ pub async fn run(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobE
         });
     }
     Ok(outcome)
+}
+
+/// Deletes what may go of a batch. Answers how many keys that were.
+async fn delete(
+    ctx: &JobContext,
+    stores: &[Store],
+    batch: &[String],
+    outcome: &mut PruneOutcome,
+) -> Result<usize> {
+    let allowed: HashSet<String> = ctx.validate(batch).await?.into_iter().collect();
+    let going: Vec<String> = batch
+        .iter()
+        .filter(|key| allowed.contains(*key))
+        .cloned()
+        .collect();
+    ctx.check()?;
+    for store in stores {
+        let deleted = delete_keys(store, &going).await?;
+        outcome.deleted.extend(deleted.deleted);
+        outcome.bytes_freed += deleted.bytes;
+    }
+    Ok(going.len())
 }

@@ -554,6 +554,32 @@ pub(crate) async fn any_left(
     Ok(left)
 }
 
+/// Those of the keys that nothing in the catalogue of this life names: no backup whose bytes are not
+/// gone, no manifest in use, no WAL.
+pub(crate) async fn unnamed(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    incarnation: IncarnationId,
+    keys: &[String],
+) -> Result<Vec<String>> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "select k.key from unnest($3::text[]) as k (key)
+          where not exists (select from backup_object o
+                             where o.subscription_id = $1 and o.incarnation_id = $2 and o.key = k.key)
+            and not exists (select from backup b
+                             where b.subscription_id = $1 and b.incarnation_id = $2
+                               and b.state in ('complete', 'expiring') and b.manifest ->> 'key' = k.key)
+            and not exists (select from wal_object w
+                             where w.subscription_id = $1 and w.incarnation_id = $2 and w.key = k.key)",
+    )
+    .bind(subscription.0)
+    .bind(incarnation.0)
+    .bind(keys)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(key,)| key).collect())
+}
+
 /// Drops tombstones of backups that are gone or were never made, with their copies.
 pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
     // One statement, so that no copy is ever without its backup.

@@ -4,6 +4,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_domain::activity::Caller;
 use holdfast_domain::job::{JobError, JobKind, JobSpec, JobState};
+use holdfast_domain::leavings::EndedAttempts;
 use holdfast_domain::plan::JobFact;
 use holdfast_domain::{
     BackupId, BootId, IncarnationId, JobId, NodeId, OperationId, ServerId, SubscriptionId,
@@ -359,6 +360,59 @@ pub(crate) async fn hold_open(
     )
     .bind(subscription.0)
     .bind(server.0)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Snapshot jobs that ended, without a backup or not at the first attempt, and whose leavings were not
+/// looked for yet; oldest first. Not while another job may still publish the same backup.
+pub(crate) async fn to_reclaim(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    incarnation: IncarnationId,
+    ended_before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<EndedAttempts>> {
+    let rows: Vec<(Uuid, i64, Option<Uuid>)> = sqlx::query_as(
+        "select j.id, j.epoch, case when b.state = 'failed' then b.id end
+           from job j join backup b on (b.subscription_id, b.id) = (j.subscription_id, j.backup_id)
+          where j.subscription_id = $1 and j.incarnation_id = $2 and j.kind = 'snapshot'
+            and j.ended_at <= $3 and j.reclaimed_at is null
+            and j.attempts > 0 and (j.state <> 'done' or j.attempts > 1)
+            and b.state not in ('requested', 'running')
+          order by j.ended_at, j.id limit $4",
+    )
+    .bind(subscription.0)
+    .bind(incarnation.0)
+    .bind(ended_before)
+    .bind(limit)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(job, epoch, failed)| EndedAttempts {
+            job: JobId(job),
+            epoch,
+            failed_backup: failed.map(BackupId),
+        })
+        .collect())
+}
+
+/// What these jobs left behind was looked for.
+pub(crate) async fn reclaimed(
+    conn: &mut PgConnection,
+    subscription: SubscriptionId,
+    ids: &[JobId],
+    now: DateTime<Utc>,
+) -> Result<()> {
+    sqlx::query(
+        "update job set reclaimed_at = $3
+          where subscription_id = $1 and id = any($2) and ended_at is not null and reclaimed_at is null",
+    )
+    .bind(subscription.0)
+    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+    .bind(now)
     .execute(conn)
     .await?;
     Ok(())

@@ -269,10 +269,19 @@ pub(crate) async fn end(
 
 /// Drops operations that ended before, with their jobs; and jobs without an operation as old.
 pub(crate) async fn forget(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64> {
-    let jobs = sqlx::query("delete from job where ended_at < $1")
-        .bind(before)
-        .execute(&mut *conn)
-        .await?;
+    // Not before what it left behind was looked for: its row is all that tells where.
+    let jobs = sqlx::query(
+        "delete from job j
+          where ended_at < $1
+            and not (kind = 'snapshot' and reclaimed_at is null and attempts > 0
+                     and (state <> 'done' or attempts > 1)
+                     and exists (select from server s
+                                  where s.subscription_id = j.subscription_id and s.id = j.server_id
+                                    and s.purged_at is null))",
+    )
+    .bind(before)
+    .execute(&mut *conn)
+    .await?;
     // Their durations stay in the tally, or the histogram of `/metrics` would shrink.
     let operations: i64 = sqlx::query_scalar(
         "with gone as (

@@ -307,17 +307,25 @@ pub(crate) async fn to_sweep(
         .collect())
 }
 
-/// Tombstones whose time is over.
+/// Tombstones whose time is over, and servers that were never made once their node has cleared them
+/// away and the last work on them ended before `ended_before`.
 pub(crate) async fn to_purge(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
+    ended_before: DateTime<Utc>,
 ) -> Result<Vec<(SubscriptionId, ServerId)>> {
     let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
         "select subscription_id, id from server
           where state = 'dropped' and purged_at is null and restorable_until <= $1
-          order by restorable_until",
+          union all
+         select s.subscription_id, s.id from server s
+          where s.state = 'failed' and s.purged_at is null and s.node_id is null and s.incarnation_id is not null
+            and not exists (select from job j
+                             where j.subscription_id = s.subscription_id and j.server_id = s.id
+                               and (j.ended_at is null or j.ended_at > $2))",
     )
     .bind(now)
+    .bind(ended_before)
     .fetch_all(conn)
     .await?;
     Ok(rows
@@ -331,7 +339,7 @@ pub(crate) async fn purged(
     server: &Server,
     now: DateTime<Utc>,
 ) -> Result<()> {
-    sqlx::query("update server set purged_at = $3 where subscription_id = $1 and id = $2 and state = 'dropped'")
+    sqlx::query("update server set purged_at = $3 where subscription_id = $1 and id = $2 and state in ('dropped', 'failed')")
         .bind(server.subscription.0)
         .bind(server.id.0)
         .bind(now)

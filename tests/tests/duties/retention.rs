@@ -6,9 +6,11 @@ use anyhow::Result;
 use chrono::TimeDelta;
 use holdfast_control_plane::Error;
 use holdfast_domain::Refusal;
-use holdfast_domain::job::{JobKind, JobSpec};
+use holdfast_domain::job::{JobKind, JobSpec, PruneSpec};
+use holdfast_domain::leavings::Leavings;
 use holdfast_tests::harness::{Harness, at, caller, request};
 use holdfast_tests::scripted_node::{Deed, failure};
+use holdfast_vault::layout;
 
 const STEP: TimeDelta = TimeDelta::hours(6);
 
@@ -433,4 +435,157 @@ async fn state_of(harness: &Harness, backup: uuid::Uuid) -> Result<String> {
         .bind(backup)
         .fetch_one(harness.database.pool())
         .await?)
+}
+
+/// The prunes of a node that looked for leavings.
+fn looking(harness: &Harness) -> Vec<PruneSpec> {
+    let leased = harness.nodes[0].leased.iter();
+    leased
+        .filter_map(|job| match &job.spec {
+            JobSpec::Prune(spec) if spec.leavings != Leavings::Nowhere => Some(spec.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn what_a_failed_backup_left_behind_goes_a_day_later_unless_a_backup_names_it() -> Result<()>
+{
+    // RELIABILITY §5.6, F08; DESIGN §3.8, §3.9
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    let first = harness.automatic("pg1").await?.remove(0);
+    let life = harness.incarnation("pg1").await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, failure("ObjectStoreUnavailable", false));
+    harness.request_backup("pg1", "b1").await?;
+    harness.run_until_idle().await?;
+    harness.nodes[0].script.clear();
+    let failed = harness.nodes[0]
+        .leased
+        .last()
+        .expect("it was tried")
+        .clone();
+    let JobSpec::Snapshot(spec) = &failed.spec else {
+        anyhow::bail!("{:?}", failed.spec.kind())
+    };
+    let pack = |epoch| layout::pack(life, failed.job, epoch, 0);
+    let manifest = layout::manifest(life, spec.backup, 1);
+    harness.live(23, TimeDelta::hours(1)).await?;
+    assert!(looking(&harness).is_empty());
+
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Prune, Deed::Abandon);
+    // At its lease's first moment: it lasts a minute.
+    harness.live(1, TimeDelta::hours(1)).await?;
+    let prune = harness.nodes[0].abandoned.remove(0);
+    let JobSpec::Prune(looking_for) = &prune.spec else {
+        anyhow::bail!("{:?}", prune.spec.kind())
+    };
+    assert_eq!(looking_for.keys, Vec::<String>::new());
+    // As if a later backup had taken over what this attempt had written.
+    sqlx::query(
+        "INSERT INTO backup_object (subscription_id, backup_id, key, incarnation_id, bytes)
+         SELECT subscription_id, id, $2, incarnation_id, 1 FROM backup WHERE id = $1",
+    )
+    .bind(first.backup.id.0)
+    .bind(pack(1))
+    .execute(harness.database.pool())
+    .await?;
+    let leaf = layout::leaves(life, failed.job, failed.epoch, 0);
+    let found = [
+        manifest.clone(),
+        leaf.clone(),
+        pack(1),
+        layout::pack(life, failed.job, 1, 1),
+        pack(failed.epoch + 2),
+        first.backup.manifest.key.clone(),
+        layout::pack(life, holdfast_domain::JobId::new(), 1, 0),
+    ];
+    let node = &harness.nodes[0];
+    let may = harness
+        .control_plane
+        .validate(node.id, node.lease_of(&prune), &found)
+        .await?;
+    assert_eq!(may, [manifest, leaf, layout::pack(life, failed.job, 1, 1)]);
+
+    // Once is enough.
+    let control_plane = harness.control_plane.clone();
+    harness.nodes[0].script.clear();
+    harness.nodes[0].finish(&control_plane, &prune).await?;
+    let asked = looking(&harness).len();
+    harness.live(3, TimeDelta::days(1)).await?;
+    assert_eq!(looking(&harness).len(), asked);
+    Ok(())
+}
+
+#[tokio::test]
+async fn attempts_before_the_one_that_made_the_backup_are_looked_for_and_it_stays() -> Result<()> {
+    // RELIABILITY §5.6
+    let mut harness = Harness::new().await?;
+    harness.create("pg1").await?;
+    let life = harness.incarnation("pg1").await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Snapshot, failure("ObjectStoreUnavailable", true));
+    harness.request_backup("pg1", "b1").await?;
+    harness.run_until_idle().await?;
+    harness.nodes[0].script.clear();
+    harness.live(2, TimeDelta::minutes(1)).await?;
+    let made = harness.backups("pg1").await?;
+    let made = made.iter().find(|view| view.backup.name == "b1");
+    let made = made.expect("the second attempt made it").clone();
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Prune, Deed::Abandon);
+    harness.live(24, TimeDelta::hours(1)).await?;
+    let prune = harness.nodes[0].abandoned.remove(0);
+    let JobSpec::Prune(PruneSpec {
+        leavings: Leavings::Attempts(ended),
+        ..
+    }) = &prune.spec
+    else {
+        anyhow::bail!("{:?}", prune.spec)
+    };
+    assert_eq!(ended.len(), 1);
+    assert!(ended[0].epoch > 1, "{ended:?}");
+    assert_eq!(ended[0].failed_backup, None);
+    let pack = |epoch| layout::pack(life, ended[0].job, epoch, 0);
+    let found = [
+        pack(1),
+        pack(ended[0].epoch),
+        made.backup.manifest.key.clone(),
+    ];
+    let node = &harness.nodes[0];
+    let may = harness
+        .control_plane
+        .validate(node.id, node.lease_of(&prune), &found)
+        .await?;
+    assert_eq!(may, [pack(1)]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_was_never_made_leaves_nothing_in_its_store() -> Result<()> {
+    // FLX-144
+    let mut harness = Harness::new().await?;
+    harness.nodes[0]
+        .script
+        .insert(JobKind::Provision, failure("DiskFull", false));
+    harness
+        .request_create("pg1", &holdfast_tests::harness::wish())
+        .await?;
+    harness.live(23, TimeDelta::hours(1)).await?;
+    assert!(looking(&harness).is_empty());
+    harness.live(2, TimeDelta::hours(1)).await?;
+    let prunes = looking(&harness);
+    assert_eq!(prunes.len(), 1);
+    assert_eq!(prunes[0].leavings, Leavings::Everywhere);
+    let purged = "SELECT count(*) FROM server WHERE state = 'failed' AND purged_at IS NOT NULL";
+    assert_eq!(harness.count(purged).await?, 1);
+    harness.live(2, TimeDelta::days(1)).await?;
+    assert_eq!(looking(&harness).len(), 1);
+    Ok(())
 }

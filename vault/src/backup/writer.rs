@@ -2,7 +2,8 @@
 //! vault; the manifest comes last and makes all of it visible (DESIGN §3.1, §3.4).
 //!
 //! Twice: another attempt has another epoch and other keys. Half: without a manifest nothing of it
-//! is a backup; the leavings carry job and epoch in their keys, and nothing prunes them yet. Dropping a writer stops it.
+//! is a backup; the leavings carry job and epoch in their keys, and a prune finds them by those.
+//! Dropping a writer stops it.
 //! Memory: 4 MiB for each worker, at most five packs of 8 MiB, leaves in the making, 20 MiB of the base's
 //! leaves and indexes – whatever the size of the database.
 

@@ -42,6 +42,7 @@ fn outcome(outcome: &JobOutcome, now: DateTime<Utc>) -> Checked {
         JobOutcome::Prune(PruneOutcome {
             deleted,
             bytes_freed,
+            left: _,
         }) => {
             count("bytesFreed", *bytes_freed)?;
             ensure(deleted.len() <= MAX_OBJECTS, || "too many keys".to_owned())?;
