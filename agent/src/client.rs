@@ -10,6 +10,7 @@ use holdfast_domain::job::{
     HelloRequest, HelloResponse, JobResult, JoinRequest, JoinResponse, LeaseRef, LeaseRequest,
     LeaseResponse, NodeInventory, Progress, ProgressRequest, ProgressResponse,
     RenewCertificateRequest, ReportRequest, ValidateRequest, ValidateResponse, WalReportRequest,
+    WalReportResponse,
 };
 use reqwest::{Certificate, Identity, StatusCode};
 use serde::de::DeserializeOwned;
@@ -171,8 +172,8 @@ impl Gateway {
         Ok(answer.may_delete)
     }
 
-    pub async fn wal(&self, request: &WalReportRequest) -> Result<()> {
-        self.send("wal", request, REPORT_WITHIN).await.map(drop)
+    pub async fn wal(&self, request: &WalReportRequest) -> Result<WalReportResponse> {
+        self.call("wal", request, REPORT_WITHIN).await
     }
 
     async fn call<T: DeserializeOwned>(

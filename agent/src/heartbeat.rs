@@ -1,14 +1,12 @@
-//! The two things an agent says without being asked: that it lives and what it has (every half minute,
-//! answered with what it should be running), and what its streams made durable (about once a second
-//! while there is news, RELIABILITY §5.3).
+//! What an agent says without being asked: that it lives and what it has, every half minute, answered with
+//! what it should be running. The other thing is in `wal_news.rs`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_domain::job::{Assignment, HelloRequest, WalReport, WalReportRequest};
-use holdfast_domain::{BootId, IncarnationId};
-use tokio::time::{Instant, MissedTickBehavior};
+use holdfast_domain::BootId;
+use holdfast_domain::job::{Assignment, HelloRequest};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,11 +17,6 @@ use crate::node::Node;
 const HELLO_EVERY: Duration = Duration::from_secs(30);
 /// A file in the state directory, written anew after each answered hello.
 const ALIVE: &str = "alive";
-const NEWS_EVERY: Duration = Duration::from_secs(1);
-/// A stream without news says so this often: how old the recovery point is counts from it.
-const QUIET_EVERY: Duration = Duration::from_secs(15);
-/// So many reports at most go in one call; the rest follows with the next.
-const REPORTS_PER_CALL: usize = 64;
 
 /// One hello: says what there is. The answer is what should be running, and the moment of the question.
 pub async fn hello(node: &Node, gateway: &Gateway, boot: BootId) -> Result<(Vec<Assignment>, u64)> {
@@ -104,117 +97,5 @@ pub async fn keep_looking_after(node: Arc<Node>, shutdown: CancellationToken) {
             () = node.look_after() => {}
             () = shutdown.cancelled() => return,
         }
-    }
-}
-
-/// Which reports were sent when, to tell news from repetition.
-#[derive(Debug, Default)]
-pub struct WalNews {
-    sent: HashMap<IncarnationId, (Instant, WalReport)>,
-}
-
-impl WalNews {
-    /// The reports worth a call now.
-    fn worth_telling(&self, reports: Vec<WalReport>, now: Instant) -> Vec<WalReport> {
-        reports
-            .into_iter()
-            .filter(|report| match self.sent.get(&report.incarnation) {
-                None => true,
-                Some((at, _)) if now.duration_since(*at) >= QUIET_EVERY => true,
-                Some((_, last)) => is_news(last, report),
-            })
-            .take(REPORTS_PER_CALL)
-            .collect()
-    }
-
-    /// Tells the scheduler what is new and lets the streams forget what it kept.
-    pub async fn tell(&mut self, node: &Node, gateway: &Gateway, boot: BootId) -> Result<()> {
-        let now = Instant::now();
-        let reports = self.worth_telling(node.wal_news(), now);
-        if reports.is_empty() {
-            return Ok(());
-        }
-        let request = WalReportRequest { boot, reports };
-        gateway.wal(&request).await?;
-        node.wal_kept(&request.reports);
-        for report in request.reports {
-            self.sent.insert(report.incarnation, (now, report));
-        }
-        let known: Vec<IncarnationId> = node.servers().iter().map(|s| s.incarnation()).collect();
-        self.sent
-            .retain(|incarnation, _| known.contains(incarnation));
-        Ok(())
-    }
-}
-
-/// More durable WAL, a new object or hole. That time passed on an idle server can wait.
-fn is_news(last: &WalReport, now: &WalReport) -> bool {
-    !now.objects.is_empty()
-        || !now.superseded.is_empty()
-        || !now.timelines.is_empty()
-        || now.timeline != last.timeline
-        || now.durable != last.durable
-        || now.last_counting != last.last_counting
-        || now.gap != last.gap
-}
-
-/// Tells WAL news about once a second, for ever.
-pub async fn keep_telling_wal(
-    node: Arc<Node>,
-    gateway: Arc<Gateway>,
-    boot: BootId,
-    shutdown: CancellationToken,
-) {
-    let mut news = WalNews::default();
-    let mut beat = tokio::time::interval(NEWS_EVERY);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut silent_until = Instant::now();
-    loop {
-        tokio::select! {
-            _ = beat.tick() => {}
-            () = shutdown.cancelled() => return,
-        }
-        if Instant::now() < silent_until {
-            continue;
-        }
-        if let Err(error) = news.tell(&node, &gateway, boot).await {
-            tracing::warn!(error = chain(&error), "could not tell WAL news");
-            silent_until = Instant::now() + Duration::from_secs(5);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use holdfast_domain::{Lsn, Timeline};
-
-    use super::*;
-
-    fn report(durable: u64) -> WalReport {
-        WalReport {
-            incarnation: IncarnationId(uuid::Uuid::nil()),
-            timeline: Timeline::FIRST,
-            durable: Lsn(durable),
-            objects: Vec::new(),
-            superseded: Vec::new(),
-            timelines: Vec::new(),
-            caught_up_at: None,
-            last_counting: None,
-            held_bytes: 0,
-            gap: None,
-        }
-    }
-
-    #[test]
-    fn an_idle_stream_reports_every_fifteen_seconds_and_a_busy_one_at_once() {
-        let now = Instant::now();
-        let mut news = WalNews::default();
-        let told =
-            |news: &WalNews, durable, at| !news.worth_telling(vec![report(durable)], at).is_empty();
-        assert!(told(&news, 8, now));
-        news.sent.insert(report(8).incarnation, (now, report(8)));
-        assert!(!told(&news, 8, now + Duration::from_secs(14)));
-        assert!(told(&news, 8, now + Duration::from_secs(15)));
-        assert!(told(&news, 16, now + Duration::from_secs(1)));
     }
 }

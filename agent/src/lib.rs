@@ -29,6 +29,7 @@ pub mod server;
 pub mod snapshot;
 pub mod stream;
 pub mod trace;
+pub mod wal_news;
 pub mod work;
 
 #[cfg(test)]

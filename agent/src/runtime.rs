@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::error::{Error, Result, chain};
 use crate::node::Node;
+use crate::wal_news::{self, WalNews};
 use crate::{heartbeat, lease};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -82,7 +83,7 @@ impl Agent {
             boot,
             shutdown.clone(),
         ));
-        tasks.spawn(heartbeat::keep_telling_wal(
+        tasks.spawn(wal_news::keep_telling_wal(
             Arc::clone(&node),
             Arc::clone(&gateway),
             boot,
@@ -134,7 +135,7 @@ impl Agent {
             self.tasks.abort_all();
         }
         self.node.shut_down().await;
-        let mut news = heartbeat::WalNews::default();
+        let mut news = WalNews::default();
         let last_word = news.tell(&self.node, &self.gateway, self.boot);
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(5), last_word).await {
             tracing::info!(

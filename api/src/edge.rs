@@ -5,7 +5,6 @@
 
 mod crowd;
 mod listener;
-mod patience;
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;

@@ -2,11 +2,12 @@
 //! epoch, and a report, its effects and what follows from them are one transaction (DESIGN §3.8).
 
 use aws_lc_rs::digest::{SHA256, digest};
+use chrono::{DateTime, Utc};
 use holdfast_domain::job::{
-    JobKind, JobResult, JobSpec, JobState, LeaseRef, LeasedJob, Progress, ProgressResponse,
-    WalReport,
+    JobError, JobKind, JobResult, JobSpec, JobState, LeaseRef, LeasedJob, Progress,
+    ProgressResponse, WalReport,
 };
-use holdfast_domain::{BootId, NodeId};
+use holdfast_domain::{BootId, IncarnationId, NodeId};
 
 use crate::store::job::Job;
 use crate::store::{self, Hold};
@@ -24,8 +25,9 @@ impl ControlPlane {
         // One transaction a job: what is taken is taken even if the next one is not to be had.
         for _ in 0..capacity.min(64) {
             match self.lease_one(node, boot).await {
-                Ok(Some(job)) => leased.push(job),
-                Ok(None) => break,
+                Ok(Claimed::Job(job)) => leased.push(*job),
+                Ok(Claimed::Unreadable) => {}
+                Ok(Claimed::Nothing) => break,
                 Err(error) if leased.is_empty() => return Err(error),
                 Err(error) => {
                     let cause = &error as &dyn std::error::Error;
@@ -37,15 +39,17 @@ impl ControlPlane {
         Ok(leased)
     }
 
-    async fn lease_one(&self, node: NodeId, boot: BootId) -> Result<Option<LeasedJob>> {
+    async fn lease_one(&self, node: NodeId, boot: BootId) -> Result<Claimed> {
         let mut unit = Unit::begin(self).await?;
         let lease = self.policy().lease;
         let Some(job) = store::job::claim(unit.conn(), node, boot, lease).await? else {
-            return Ok(None);
+            return Ok(Claimed::Nothing);
         };
-        let spec = job
-            .spec
-            .ok_or_else(|| Error::corrupt(format!("job {} has no spec", job.id)))?;
+        let Some(spec) = job.spec else {
+            drop(unit);
+            self.give_up_unreadable(&job).await?;
+            return Ok(Claimed::Unreadable);
+        };
         if let Some(backup) = job.backup {
             store::backup::running(unit.conn(), job.subscription, backup).await?;
         }
@@ -53,7 +57,7 @@ impl ControlPlane {
             store::operation::running(unit.conn(), job.subscription, operation).await?;
         }
         unit.commit().await?;
-        Ok(Some(LeasedJob {
+        Ok(Claimed::Job(Box::new(LeasedJob {
             job: job.id,
             epoch: job.epoch,
             operation: job.operation,
@@ -61,7 +65,33 @@ impl ControlPlane {
             attempt: job.attempts,
             spec,
             traceparent: job.caller.traceparent,
-        }))
+        })))
+    }
+
+    /// A job that this version cannot read would be the first in its node's queue for ever.
+    async fn give_up_unreadable(&self, job: &Job) -> Result<()> {
+        let who = (job.id, job.subscription, job.server);
+        let Some(mut unit) = Unit::begin(self).await?.holding(who).await? else {
+            // Whoever has the server may be ending the job; if not, the next poll comes by here.
+            return Err(Error::corrupt(format!("job {} cannot be read", job.id)));
+        };
+        let Some(job) = store::job::get(unit.conn(), job.id, Hold::Update).await? else {
+            return Ok(());
+        };
+        if job.state != JobState::Queued || job.spec.is_some() {
+            return Ok(());
+        }
+        let error = JobError {
+            code: "JobUnreadable".to_owned(),
+            message: "This version of the control plane cannot read the work that was queued, \
+                      perhaps by another version of it. Ask for it again."
+                .to_owned(),
+            retryable: false,
+        };
+        tracing::error!(job.id = %job.id, job.kind = ?job.kind, "a job that cannot be read has failed");
+        rescue::failed(self, &mut unit, &job, &error, None).await?;
+        follow(self, &mut unit, &job).await?;
+        unit.commit().await
     }
 
     fn lease_s(&self) -> u32 {
@@ -178,34 +208,13 @@ impl ControlPlane {
             .collect())
     }
 
-    /// The streams' news. Any number of times; each report stands for itself, so that one that cannot
-    /// be taken in does not keep the others from being known.
+    /// One stream's news, any number of times.
     ///
     /// # Errors
-    /// [`Error::UnknownNode`]; [`Error::Stale`] for an incarnation that is not on this node;
-    /// [`Error::Absurd`].
-    pub async fn wal_report(
-        &self,
-        node: NodeId,
-        boot: BootId,
-        reports: &[WalReport],
-    ) -> Result<()> {
+    /// [`Error::UnknownNode`]; [`Error::Stale`] for an incarnation that is not on this node or a process
+    /// that is not the node's newest; [`Error::Absurd`].
+    pub async fn wal_report(&self, node: NodeId, boot: BootId, report: &WalReport) -> Result<()> {
         self.speaks(node, boot).await?;
-        let mut first_error = None;
-        for report in reports {
-            match self.take_in(node, report).await {
-                Ok(()) => {}
-                Err(error @ Error::Unavailable(_)) => return Err(error),
-                Err(error) => {
-                    tracing::warn!(incarnation.id = %report.incarnation, %error, "WAL report not taken in");
-                    first_error.get_or_insert(error);
-                }
-            }
-        }
-        first_error.map_or(Ok(()), Err)
-    }
-
-    async fn take_in(&self, node: NodeId, report: &WalReport) -> Result<()> {
         let grace = self.policy().prune_grace;
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
@@ -213,6 +222,44 @@ impl ControlPlane {
             .await?
             .ok_or(Error::Stale)?;
         store::wal::take_in(unit.conn(), subscription, report, now, grace).await?;
+        unit.commit().await
+    }
+
+    /// Which servers are no longer idle. To be called before their reports are taken in.
+    ///
+    /// # Errors
+    /// [`Error::UnknownNode`]; [`Error::Stale`] for a process that is not the node's newest.
+    pub async fn end_idleness(
+        &self,
+        node: NodeId,
+        boot: BootId,
+        ended: &[IncarnationId],
+    ) -> Result<()> {
+        self.speaks(node, boot).await?;
+        let mut conn = self.pool().acquire().await?;
+        store::wal::end_idleness(&mut conn, node, boot, Some(ended)).await
+    }
+
+    /// Which servers are idle now, and up to when everything is durable that the idle ones of the node
+    /// committed (ADR 16).
+    ///
+    /// # Errors
+    /// As [`Self::end_idleness`].
+    pub async fn idle(
+        &self,
+        node: NodeId,
+        boot: BootId,
+        begun: &[IncarnationId],
+        until: Option<DateTime<Utc>>,
+    ) -> Result<()> {
+        self.speaks(node, boot).await?;
+        let mut unit = Unit::begin(self).await?;
+        if let Some(until) = until {
+            store::wal::idle_until(unit.conn(), node, boot, until).await?;
+        }
+        if !begun.is_empty() {
+            store::wal::begin_idleness(unit.conn(), node, boot, begun).await?;
+        }
         unit.commit().await
     }
 
@@ -224,6 +271,14 @@ impl ControlPlane {
             _ => Err(Error::Stale),
         }
     }
+}
+
+/// What a look into a node's queue found.
+enum Claimed {
+    Job(Box<LeasedJob>),
+    /// Something that could not be given to anybody; look again.
+    Unreadable,
+    Nothing,
 }
 
 /// Moves the job's operation on, if it has one.
@@ -367,6 +422,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_job_that_cannot_be_read_fails_and_lets_the_next_one_by() {
+        let mut world = World::new().await;
+        let put = async |name| {
+            world
+                .control_plane
+                .put_server(&caller(), at(name), &wish(), PutMode::Create, &idem())
+                .await
+                .expect("accepted")
+                .operation
+        };
+        let (first, second) = (put("pg1").await, put("pg2").await);
+        let spoilt =
+            sqlx::query("update job set spec = '{\"kind\": \"Sing\"}' where operation_id = $1")
+                .bind(first.id.0)
+                .execute(world.pool())
+                .await
+                .expect("spoilt");
+        assert_eq!(spoilt.rows_affected(), 1);
+        let job = world.lease_one().await.expect("the other one");
+        assert_eq!(job.operation, Some(second.id));
+        world.duties().await;
+        let failed = world
+            .control_plane
+            .get_operation(first.subscription, "northcentralus", first.id)
+            .await
+            .expect("readable");
+        assert_eq!(failed.state, OperationState::Failed);
+        assert_eq!(failed.error.expect("says why").code, "JobUnreadable");
+    }
+
+    #[tokio::test]
     async fn a_password_is_forgotten_when_its_job_ends() {
         let mut world = World::new().await;
         world.create("pg1").await;
@@ -460,16 +546,68 @@ mod tests {
         };
         let answer = world
             .control_plane
-            .wal_report(world.node, world.boot, &[report.clone()])
+            .wal_report(world.node, world.boot, &report)
             .await;
         assert!(matches!(answer, Err(Error::Stale)), "{answer:?}");
         report.incarnation = world.life_of("pg1").await;
         report.durable = holdfast_domain::Lsn(u64::MAX);
         let answer = world
             .control_plane
-            .wal_report(world.node, world.boot, &[report])
+            .wal_report(world.node, world.boot, &report)
             .await;
         assert!(matches!(answer, Err(Error::Absurd(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn idle_servers_follow_the_instant_of_their_node() {
+        // ADR 16
+        let mut world = World::new().await;
+        world.create("pg1").await;
+        world.create("pg2").await;
+        world.run_until_idle().await;
+        let (one, two) = (world.life_of("pg1").await, world.life_of("pg2").await);
+        let (node, boot) = (world.node, world.boot);
+        let latest = async |world: &World, name| world.server(name).await.latest_restore;
+        let at_first = [latest(&world, "pg1").await, latest(&world, "pg2").await];
+        let now = world.control_plane.clock().now();
+        let later = |minutes| Some(now + TimeDelta::minutes(minutes));
+        world.pass(minutes(10)).await;
+        let control_plane = world.control_plane.clone();
+        let idle = async |begun: &[IncarnationId], until| {
+            control_plane
+                .idle(node, boot, begun, until)
+                .await
+                .expect("heard");
+        };
+        idle(&[one], later(1)).await;
+        assert_eq!(latest(&world, "pg1").await, later(1));
+        assert_eq!(latest(&world, "pg2").await, at_first[1]);
+        idle(&[two], later(2)).await;
+        idle(&[], later(1)).await;
+        assert_eq!(latest(&world, "pg1").await, later(2), "never back");
+        // What ended stays where it was.
+        let ended = world.control_plane.end_idleness(node, boot, &[one]).await;
+        ended.expect("heard");
+        idle(&[], later(3)).await;
+        assert_eq!(latest(&world, "pg1").await, later(2));
+        assert_eq!(latest(&world, "pg2").await, later(3));
+        // A new process of the node knows nothing of it, and nothing is lost.
+        world.boot = BootId::new();
+        world.hello().await;
+        assert_eq!(latest(&world, "pg2").await, later(3));
+        let old = world
+            .control_plane
+            .idle(node, boot, &[one, two], later(4))
+            .await;
+        assert!(matches!(old, Err(Error::Stale)), "{old:?}");
+        let foreign = [IncarnationId::new()];
+        let control_plane = &world.control_plane;
+        control_plane
+            .idle(node, world.boot, &foreign, later(5))
+            .await
+            .expect("heard");
+        assert_eq!(latest(&world, "pg1").await, later(2));
+        assert_eq!(latest(&world, "pg2").await, later(3));
     }
 
     #[tokio::test]

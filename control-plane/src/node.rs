@@ -115,6 +115,9 @@ impl ControlPlane {
         let now = unit.now();
         let before =
             store::node::heard(unit.conn(), node, request.boot, &request.inventory, now).await?;
+        if let Some(before) = before.filter(|before| *before != request.boot) {
+            store::wal::end_idleness(unit.conn(), node, before, None).await?;
+        }
         let mut servers = Vec::new();
         let vaults = store::node::vaults(unit.conn()).await?;
         for server in store::server::of_node(unit.conn(), node).await? {

@@ -558,7 +558,7 @@ impl World {
             gap: None,
         };
         self.control_plane
-            .wal_report(self.node, self.boot, &[report])
+            .wal_report(self.node, self.boot, &report)
             .await
             .expect("taken in");
     }

@@ -544,11 +544,48 @@ pub struct ValidateResponse {
     pub may_delete: Vec<String>,
 }
 
-/// `POST /agent/v1/wal`: the streams' news, batched. An empty answer means all was kept.
+/// `POST /agent/v1/wal`: the streams' news, batched. Each report stands for itself: what the answer
+/// does not name was kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WalReportRequest {
     pub boot: BootId,
     pub reports: Vec<WalReport>,
+    #[serde(default)]
+    pub idleness: Idleness,
+}
+
+/// News of the streams that have none, all of a node in one instant: what keeps the recovery point of ten
+/// thousand idle servers at now, for one row a node (ADR 16). Taken in the order of the fields, reports
+/// between the first and the second.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idleness {
+    /// These have something to say again, or have ended.
+    pub ended: Vec<IncarnationId>,
+    /// From now on these are idle: nothing differs from their last report but the time.
+    pub begun: Vec<IncarnationId>,
+    /// All that the idle ones had committed at this instant is durable, and reported.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl Idleness {
+    #[must_use]
+    pub fn says_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalReportResponse {
+    #[serde(default)]
+    pub refused: Vec<RefusedWalReport>,
+}
+
+/// A report that was not kept, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedWalReport {
+    pub incarnation: IncarnationId,
+    pub code: String,
+    pub message: String,
 }
 
 /// The stream of one incarnation since its last acknowledged report.

@@ -204,17 +204,21 @@ impl ScriptedNode {
 
     /// Makes everything of the running servers durable and says so.
     pub async fn stream(&mut self, control_plane: &ControlPlane) -> Result<()> {
-        let now = control_plane.clock().now();
-        let running = self.lives.iter_mut().filter(|(_, life)| life.running);
-        let reports: Vec<WalReport> = running
-            .map(|(&incarnation, life)| life.flush(incarnation, now))
-            .collect();
-        if !self.deaf && !reports.is_empty() {
-            control_plane
-                .wal_report(self.id, self.boot, &reports)
-                .await?;
+        let reports = self.news(control_plane.clock().now());
+        if !self.deaf {
+            for report in &reports {
+                control_plane.wal_report(self.id, self.boot, report).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Makes everything of the running servers durable; what there is to say of it.
+    pub fn news(&mut self, now: DateTime<Utc>) -> Vec<WalReport> {
+        let running = self.lives.iter_mut().filter(|(_, life)| life.running);
+        running
+            .map(|(&incarnation, life)| life.flush(incarnation, now))
+            .collect()
     }
 
     /// Does what there is to do. How many jobs were leased.

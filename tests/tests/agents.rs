@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use chrono::TimeDelta;
 use holdfast_domain::job::{
-    HelloResponse, JobResult, JoinRequest, JoinResponse, LeaseRequest, LeaseResponse,
+    HelloResponse, Idleness, JobResult, JoinRequest, JoinResponse, LeaseRequest, LeaseResponse,
     NodeInventory, Progress, ProgressRequest, RenewCertificateRequest, ReportRequest, WalReport,
-    WalReportRequest,
+    WalReportRequest, WalReportResponse,
 };
 use holdfast_domain::{IncarnationId, Lsn, NodeId, Timeline};
 use holdfast_scheduler::{Authority, gateway};
@@ -39,6 +39,15 @@ struct Answer {
 impl Answer {
     fn refusal(&self) -> (u16, &str) {
         (self.status, self.body["code"].as_str().unwrap_or_default())
+    }
+
+    /// What was not kept of WAL news, and why.
+    fn refused_news(&self) -> Vec<(IncarnationId, String)> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let answer: WalReportResponse =
+            serde_json::from_value(self.body.clone()).expect("an answer to news");
+        let refused = answer.refused.into_iter();
+        refused.map(|one| (one.incarnation, one.code)).collect()
     }
 }
 
@@ -111,6 +120,26 @@ impl Gateway {
         let text = response.text().await?;
         let body = serde_json::from_str(&text).with_context(|| format!("{status}: {text}"))?;
         Ok(Answer { status, body })
+    }
+
+    /// A stream's news without objects.
+    fn news(&self, node: usize, incarnation: IncarnationId, durable: Lsn) -> WalReportRequest {
+        WalReportRequest {
+            idleness: Idleness::default(),
+            boot: self.harness.nodes[node].boot,
+            reports: vec![WalReport {
+                incarnation,
+                timeline: Timeline::FIRST,
+                durable,
+                objects: vec![],
+                superseded: vec![],
+                timelines: vec![],
+                caught_up_at: None,
+                last_counting: None,
+                held_bytes: 0,
+                gap: None,
+            }],
+        }
     }
 
     /// A client with the certificate of a node that the harness has.
@@ -332,32 +361,19 @@ async fn what_cannot_be_true_is_refused_and_changes_nothing() -> Result<()> {
     let (own, other) = (gateway.harness.nodes[0].id, gateway.harness.nodes[1].id);
     let client = gateway.client_of(own)?;
     let before = gateway.harness.server("pg1").await?;
-    let report = |incarnation: IncarnationId, durable: Lsn| WalReportRequest {
-        boot: gateway.harness.nodes[0].boot,
-        reports: vec![WalReport {
-            incarnation,
-            timeline: Timeline::FIRST,
-            durable,
-            objects: vec![],
-            superseded: vec![],
-            timelines: vec![],
-            caught_up_at: None,
-            last_counting: None,
-            held_bytes: 0,
-            gap: None,
-        }],
-    };
     let huge = gateway
-        .call(&client, "wal", &report(incarnation, Lsn(u64::MAX)))
+        .call(&client, "wal", &gateway.news(0, incarnation, Lsn(u64::MAX)))
         .await?;
-    assert_eq!(huge.refusal(), (400, "InvalidRequest"));
+    assert_eq!(
+        huge.refused_news(),
+        [(incarnation, "InvalidRequest".into())]
+    );
 
     // Another node's server.
     let stranger = gateway.client_of(other)?;
-    let mut foreign = report(incarnation, Lsn(0x0500_0000));
-    foreign.boot = gateway.harness.nodes[1].boot;
+    let foreign = gateway.news(1, incarnation, Lsn(0x0500_0000));
     let foreign = gateway.call(&stranger, "wal", &foreign).await?;
-    assert!(matches!(foreign.status, 400 | 403 | 409), "{foreign:?}");
+    assert_eq!(foreign.refused_news(), [(incarnation, "StaleLease".into())]);
 
     let garbage = gateway
         .call(&client, "wal", &json!({"boot": "x", "reports": -1}))
@@ -365,6 +381,33 @@ async fn what_cannot_be_true_is_refused_and_changes_nothing() -> Result<()> {
     assert_eq!(garbage.refusal(), (400, "InvalidRequest"));
     let after = gateway.harness.server("pg1").await?;
     assert_eq!(after.latest_restore, before.latest_restore);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_refused_report_does_not_hold_up_the_others() -> Result<()> {
+    let mut gateway = Gateway::start().await?;
+    gateway.harness.create("pg1").await?;
+    let client = gateway.client_of(gateway.harness.nodes[0].id)?;
+    let before = gateway.harness.server("pg1").await?.latest_restore;
+    gateway.harness.advance(TimeDelta::minutes(3)).await?;
+    gateway.harness.write("pg1").await?;
+    let bad = [IncarnationId::new(), IncarnationId::new()];
+    let mut news = gateway.news(0, bad[0], Lsn(8));
+    let absurd = gateway.news(0, bad[1], Lsn(u64::MAX));
+    news.reports.extend(absurd.reports);
+    let now = gateway.harness.now();
+    news.reports.extend(gateway.harness.nodes[0].news(now));
+    let answer = gateway.call(&client, "wal", &news).await?;
+    assert_eq!(
+        answer.refused_news(),
+        [
+            (bad[0], "StaleLease".into()),
+            (bad[1], "InvalidRequest".into())
+        ]
+    );
+    let after = gateway.harness.server("pg1").await?.latest_restore;
+    assert!(after > before, "{after:?} is not later than {before:?}");
     Ok(())
 }
 

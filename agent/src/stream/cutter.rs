@@ -89,7 +89,7 @@ pub(super) struct Cutter {
     tail: Summary,
     high_water: Option<Stamp>,
     last_counting: Option<Lsn>,
-    /// End of the newest record that counts or is stamped.
+    /// End of the newest record that somebody waits for.
     interest: Lsn,
     urgent_since: Option<Instant>,
     quiet_since: Option<Instant>,
@@ -336,7 +336,7 @@ impl Cutter {
         if counts {
             self.last_counting = self.last_counting.max(Some(record.start));
         }
-        if counts || record.stamped_at.is_some() {
+        if urgent {
             self.interest = self.interest.max(record.end);
         }
         urgent && is_new
@@ -466,7 +466,8 @@ impl Cutter {
         self.cut_to
     }
 
-    /// End of the newest record that counts or carries a stamp.
+    /// End of the newest record that somebody waits for. The commit of an automatic ANALYZE is none: without
+    /// it a restore has everything that users committed (ADR 16).
     pub fn interest(&self) -> Lsn {
         self.interest
     }

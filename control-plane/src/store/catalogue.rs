@@ -8,12 +8,13 @@ use holdfast_domain::catalogue::Catalogue;
 use holdfast_domain::job::WalGap;
 use holdfast_domain::wal::{ClockAnomaly, Stamps, TimelineStart, WalObject};
 use holdfast_domain::{IncarnationId, Lsn, SubscriptionId};
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::backup;
 use super::label::{lsn, position, timeline};
+use super::wal::CAUGHT_UP_AT;
 use crate::Result;
 
 /// How much WAL is loaded.
@@ -88,13 +89,13 @@ pub(crate) async fn load_many(
         .map(|(subscription, _)| subscription.0)
         .collect();
     let ids: Vec<Uuid> = which.iter().map(|(_, id)| id.0).collect();
-    let heads: Vec<HeadRow> = sqlx::query_as(
-        "select i.id, s.name as server_name, i.wal_segment_bytes, i.head, i.durable, i.caught_up_at
+    let heads: Vec<HeadRow> = sqlx::query_as(AssertSqlSafe(format!(
+        "select i.id, s.name as server_name, i.wal_segment_bytes, i.head, i.durable, {CAUGHT_UP_AT} as caught_up_at
            from unnest($1::uuid[], $2::uuid[]) as asked (subscription_id, id)
            join incarnation i on (i.subscription_id, i.id) = (asked.subscription_id, asked.id)
            join server s on (s.subscription_id, s.id) = (i.subscription_id, i.server_id)
-          where i.ready_at is not null",
-    )
+          where i.ready_at is not null"
+    )))
     .bind(&subscriptions)
     .bind(&ids)
     .fetch_all(&mut *conn)

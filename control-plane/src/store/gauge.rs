@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use holdfast_domain::{ServerId, SubscriptionId};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use super::wal::CAUGHT_UP_AT;
 use crate::Result;
 
 pub(crate) struct Counts {
@@ -129,17 +130,17 @@ pub(crate) async fn server_facts(
         Option<DateTime<Utc>>,
         bool,
     );
-    let rows: Vec<Row> = sqlx::query_as(
-        // Sums of bigint are numeric; what is stored fits a bigint.
+    // Sums of bigint are numeric; what is stored fits a bigint.
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(format!(
         "select s.id,
                 b.last_success,
                 b.last_failure,
                 coalesce(b.bytes, 0)::bigint,
                 coalesce(w.bytes, 0)::bigint,
-                l.caught_up_at,
-                l.problem is not null
+                {CAUGHT_UP_AT},
+                i.problem is not null
            from server s
-           left join incarnation l on l.subscription_id = s.subscription_id and l.id = s.incarnation_id
+           left join incarnation i on i.subscription_id = s.subscription_id and i.id = s.incarnation_id
            left join lateral (
                 select max(completed_time) as last_success,
                        max(failed_at)      as last_failure,
@@ -148,11 +149,11 @@ pub(crate) async fn server_facts(
                  where subscription_id = s.subscription_id and server_id = s.id) b on true
            left join lateral (
                 select sum(o.stored_bytes) as bytes
-                  from incarnation i
-                  join wal_object o on o.subscription_id = i.subscription_id and o.incarnation_id = i.id
-                 where i.subscription_id = s.subscription_id and i.server_id = s.id) w on true
-          where s.state not in ('dropped', 'failed')",
-    )
+                  from incarnation life
+                  join wal_object o on o.subscription_id = life.subscription_id and o.incarnation_id = life.id
+                 where life.subscription_id = s.subscription_id and life.server_id = s.id) w on true
+          where s.state not in ('dropped', 'failed')"
+    )))
     .fetch_all(conn)
     .await?;
     Ok(rows

@@ -51,6 +51,7 @@ pub(crate) struct Job {
     pub kind: JobKind,
     pub state: JobState,
     /// Until it ends.
+    /// Gone when the job has ended. `None` before that: this version cannot read it.
     pub spec: Option<JobSpec>,
     pub epoch: i64,
     pub boot: Option<BootId>,
@@ -72,7 +73,7 @@ struct Row {
     node_id: Uuid,
     kind: String,
     state: String,
-    spec: Option<Json<JobSpec>>,
+    spec: Option<Json<serde_json::Value>>,
     epoch: i64,
     boot_id: Option<Uuid>,
     attempts: i32,
@@ -100,7 +101,7 @@ impl TryFrom<Row> for Job {
             node: NodeId(row.node_id),
             kind: from_label(row.kind)?,
             state: from_label(row.state)?,
-            spec: row.spec.map(|spec| spec.0),
+            spec: row.spec.and_then(|spec| readable(row.id, spec.0)),
             epoch: row.epoch,
             boot: row.boot_id.map(BootId),
             attempts: row.attempts.unsigned_abs(),
@@ -111,6 +112,14 @@ impl TryFrom<Row> for Job {
             caller: row.caller.0,
         })
     }
+}
+
+/// Another version of the control plane may have written it, so a row stays usable without it.
+fn readable(job: Uuid, spec: serde_json::Value) -> Option<JobSpec> {
+    serde_json::from_value(spec)
+        // serde's text may quote a value, and a value may be a password.
+        .inspect_err(|error| tracing::error!(job.id = %job, at = ?error.classify(), "a job's spec cannot be read"))
+        .ok()
 }
 
 fn interval(length: TimeDelta) -> PgInterval {

@@ -3,9 +3,10 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_domain::job::{SnapshotOutcome, WalGap, WalReport};
 use holdfast_domain::wal::{TimelineStart, WalObject};
-use holdfast_domain::{IncarnationId, SubscriptionId};
-use sqlx::PgConnection;
+use holdfast_domain::{BootId, IncarnationId, NodeId, SubscriptionId};
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
 
 use super::label::{bytes, number, position};
 use crate::{Error, Result};
@@ -53,6 +54,72 @@ pub(crate) async fn take_in(
     .bind(report.caught_up_at)
     .bind(report.last_counting.map(position).transpose()?)
     .bind(bytes(report.held_bytes)?)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// How far an incarnation is caught up, in a statement in which `i` is the incarnation: its own word, or
+/// that of its node for all idle ones together (ADR 16).
+pub(crate) const CAUGHT_UP_AT: &str = "
+    greatest(i.caught_up_at, (select n.idle_until from node n where n.id = i.idle_node and n.boot_id = i.idle_boot))";
+
+/// What a server was caught up to stays when its idleness ends. `None`: all that this process said, which
+/// speaks no more.
+pub(crate) async fn end_idleness(
+    conn: &mut PgConnection,
+    node: NodeId,
+    boot: BootId,
+    which: Option<&[IncarnationId]>,
+) -> Result<()> {
+    let ids: Option<Vec<Uuid>> = which.map(|which| which.iter().map(|id| id.0).collect());
+    sqlx::query(AssertSqlSafe(format!(
+        "update incarnation i set caught_up_at = {CAUGHT_UP_AT}, idle_node = null, idle_boot = null
+          where i.idle_node = $1 and i.idle_boot = $2 and ($3::uuid[] is null or i.id = any($3))"
+    )))
+    .bind(node.0)
+    .bind(boot.0)
+    .bind(ids)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub(crate) async fn begin_idleness(
+    conn: &mut PgConnection,
+    node: NodeId,
+    boot: BootId,
+    which: &[IncarnationId],
+) -> Result<()> {
+    let ids: Vec<Uuid> = which.iter().map(|id| id.0).collect();
+    sqlx::query(
+        "update incarnation i set idle_node = $2, idle_boot = $3
+           from server s
+          where i.id = any($1)
+            and (s.subscription_id, s.id) = (i.subscription_id, i.server_id)
+            and s.incarnation_id = i.id and s.node_id = $2",
+    )
+    .bind(ids)
+    .bind(node.0)
+    .bind(boot.0)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Never goes back: a call whose answer was lost comes again.
+pub(crate) async fn idle_until(
+    conn: &mut PgConnection,
+    node: NodeId,
+    boot: BootId,
+    until: DateTime<Utc>,
+) -> Result<()> {
+    sqlx::query(
+        "update node set idle_until = greatest(idle_until, $3) where id = $1 and boot_id = $2",
+    )
+    .bind(node.0)
+    .bind(boot.0)
+    .bind(until)
     .execute(conn)
     .await?;
     Ok(())

@@ -7,7 +7,6 @@
 
 mod check;
 mod identity;
-mod patience;
 mod reply;
 mod tls;
 mod trace;
@@ -20,10 +19,11 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use holdfast_control_plane::ControlPlane;
 use holdfast_domain::job::{
-    HelloRequest, HelloResponse, JoinRequest, JoinResponse, LeaseRequest, LeaseResponse,
+    HelloRequest, HelloResponse, Idleness, JoinRequest, JoinResponse, LeaseRequest, LeaseResponse,
     ProgressRequest, ProgressResponse, RenewCertificateRequest, ReportRequest, ValidateRequest,
-    ValidateResponse, WalReportRequest,
+    ValidateResponse, WalReport, WalReportRequest, WalReportResponse,
 };
+use holdfast_domain::{BootId, NodeId};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -75,7 +75,7 @@ pub async fn serve(
 ) -> Result<()> {
     let clock = control_plane.clock().clone();
     let router = router(control_plane, authority.clone(), shutdown.clone());
-    tls::accept(listener, router, &authority, names, &clock, shutdown).await
+    tls::serve(listener, router, &authority, names, &clock, shutdown).await
 }
 
 /// The routes without TLS. The caller's [`Peer`] is expected as an extension of each request.
@@ -226,20 +226,40 @@ async fn validate(
     Ok(Json(ValidateResponse { may_delete }))
 }
 
+/// What one server's stream says does not keep the others' from being known.
 async fn wal(
     State(gateway): State<Gateway>,
     Caller(node): Caller,
     Body(request): Body<WalReportRequest>,
-) -> Answer<Value> {
-    let now = gateway.control_plane.clock().now();
-    for report in &request.reports {
-        check::wal(report, now)?;
+) -> Answer<WalReportResponse> {
+    let Idleness {
+        ended,
+        begun,
+        until,
+    } = &request.idleness;
+    check::idle_until(*until, gateway.control_plane.clock().now())?;
+    if !ended.is_empty() {
+        gateway
+            .control_plane
+            .end_idleness(node, request.boot, ended)
+            .await?;
     }
-    gateway
-        .control_plane
-        .wal_report(node, request.boot, &request.reports)
-        .await?;
-    Ok(Json(json!({})))
+    let mut refused = Vec::new();
+    for report in &request.reports {
+        if let Err(refusal) = gateway.take_in(node, request.boot, report).await {
+            if refusal.concerns_the_call() {
+                return Err(refusal);
+            }
+            refused.push(refusal.of(report.incarnation));
+        }
+    }
+    if !begun.is_empty() || until.is_some() {
+        gateway
+            .control_plane
+            .idle(node, request.boot, begun, *until)
+            .await?;
+    }
+    Ok(Json(WalReportResponse { refused }))
 }
 
 fn note_job(job: &holdfast_domain::JobId) {
@@ -247,7 +267,18 @@ fn note_job(job: &holdfast_domain::JobId) {
 }
 
 impl Gateway {
-    fn certificate(&self, request: &str, node: holdfast_domain::NodeId) -> Answer<JoinResponse> {
+    async fn take_in(
+        &self,
+        node: NodeId,
+        boot: BootId,
+        report: &WalReport,
+    ) -> std::result::Result<(), Refused> {
+        check::wal(report, self.control_plane.clock().now())?;
+        self.control_plane.wal_report(node, boot, report).await?;
+        Ok(())
+    }
+
+    fn certificate(&self, request: &str, node: NodeId) -> Answer<JoinResponse> {
         let now = self.control_plane.clock().now();
         let signed = self.authority.sign_agent(request, node, now)?;
         Ok(Json(JoinResponse {

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use holdfast_control_plane as control_plane;
+use holdfast_domain::IncarnationId;
+use holdfast_domain::job::RefusedWalReport;
 
 use super::check::Absurd;
 
@@ -67,6 +69,24 @@ impl Refused {
             "RequestTimeout",
             "the call did not end in time",
         )
+    }
+
+    /// What is wrong is not with one report: the store is away, or the node may not speak.
+    #[must_use]
+    pub fn concerns_the_call(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::FORBIDDEN
+        )
+    }
+
+    #[must_use]
+    pub fn of(self, incarnation: IncarnationId) -> RefusedWalReport {
+        RefusedWalReport {
+            incarnation,
+            code: self.code.to_owned(),
+            message: self.message,
+        }
     }
 
     fn internal() -> Self {

@@ -1,51 +1,41 @@
-//! The agent port: TCP, TLS and HTTP/1.1 or 2, up to the router.
+//! The agent port's TLS. What a connection may cost is in `listener/src/lib.rs`.
 //!
 //! A client certificate is optional on the TLS level, because an agent that joins has none yet; the
 //! routes ask for it. The gateway's own certificate is renewed in place at half of its life, so a
 //! scheduler can run for years.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use chrono::{DateTime, Utc};
 use holdfast_control_plane::clock::Clock;
-use http::Request;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use holdfast_listener::Limits;
+use http::Extensions;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 use super::identity::Peer;
-use super::patience::{Impatient, Patience};
 use crate::authority::{Authority, SERVER_CERTIFICATE_LIFE};
 use crate::{Error, Result};
 
-/// An agent keeps one or two connections; this many are 5,000 nodes with room to spare.
-const MAX_CONNECTIONS: usize = 20_000;
-const HANDSHAKE: Duration = Duration::from_secs(10);
-const HEADER_READ: Duration = Duration::from_secs(10);
-const MAX_HEADER_BYTES: usize = 16 << 10;
-/// What a stopping scheduler waits for: longer than any call but a long poll, which ends at once.
-const DRAIN: Duration = Duration::from_secs(10);
-/// After `accept` failed (no file descriptor left): a pause, so that the loop does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const LIMITS: Limits = Limits {
+    // An agent keeps one or two; this many are 5,000 nodes with room to spare.
+    connections: 20_000,
+    header_bytes: 16 << 10,
+    // Longer than any call but a long poll, which ends at once.
+    grace: Duration::from_secs(10),
+};
 
-/// Accepts agents until `shutdown`, then lets running calls end.
-pub async fn accept(
+/// Serves agents until `shutdown`, then lets running calls end.
+pub async fn serve(
     listener: TcpListener,
     router: Router,
     authority: &Authority,
@@ -53,105 +43,29 @@ pub async fn accept(
     clock: &Clock,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
-    let mut server = Identity::new(authority, names, clock)?;
-    loop {
-        let slot = tokio::select! {
-            () = shutdown.cancelled() => break,
-            slot = Arc::clone(&slots).acquire_owned() => {
-                slot.expect("the semaphore lives in this function and is never closed")
-            }
-        };
-        let stream = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+    let mut identity = Identity::new(authority, names, clock)?;
+    let tls = || {
+        if identity.renew_at <= clock.now() {
+            match Identity::new(authority, names, clock) {
+                Ok(renewed) => identity = renewed,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept an agent");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
+                    // Half of its life is left; the next connection tries again.
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the agent port's certificate cannot be renewed");
                 }
-            },
-        };
-        if server.renew_at <= clock.now() {
-            server = Identity::new(authority, names, clock)?;
+            }
         }
-        let acceptor = server.acceptor.clone();
-        tokio::spawn(connection(
-            stream,
-            acceptor,
-            router.clone(),
-            graceful.watcher(),
-            slot,
-        ));
-    }
-    drop(listener);
-    if timeout(DRAIN, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some calls of agents did not end in time and were cut off");
-    }
-    Ok(())
-}
-
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    router: Router,
-    watcher: Watcher,
-    _slot: OwnedSemaphorePermit,
-) {
-    let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "TLS with an agent failed"
-            );
-            return;
-        }
-        Err(_) => return,
+        Some(identity.acceptor.clone())
     };
-    let peer = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .and_then(Peer::of_certificate);
-    let patience = Patience::new(HEADER_READ);
-    let service = service_fn({
-        let patience = Arc::clone(&patience);
-        move |request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            if let Some(peer) = peer {
-                request.extensions_mut().insert(peer);
-            }
-            let under_way = patience.request();
-            let answer = router.clone().oneshot(request);
-            async move {
-                let answer = answer.await;
-                drop(under_way);
-                answer
-            }
+    let who = |_: SocketAddr, shown: &[CertificateDer<'_>]| {
+        let mut who = Extensions::new();
+        if let Some(peer) = shown.first().and_then(Peer::of_certificate) {
+            who.insert(peer);
         }
-    });
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ)
-        .max_buf_size(MAX_HEADER_BYTES);
-    http.http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(HEADER_READ)
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
-    let connection = http
-        .serve_connection(TokioIo::new(Impatient::new(stream)), service)
-        .into_owned();
-    tokio::select! {
-        ended = watcher.watch(connection) => if let Err(error) = ended {
-            tracing::debug!(error = %error, "connection of an agent ended");
-        },
-        () = patience.lost() => tracing::debug!("connection closed: no agent said anything"),
-    }
+        who
+    };
+    holdfast_listener::serve(listener, LIMITS, tls, who, router, shutdown.cancelled()).await;
+    Ok(())
 }
 
 /// The gateway's certificate, ready for use.

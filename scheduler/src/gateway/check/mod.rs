@@ -11,7 +11,7 @@ use holdfast_domain::job::{HelloRequest, NodeInventory, Progress};
 use holdfast_domain::{IncarnationId, Lsn, Timeline};
 
 pub use self::outcome::result;
-pub use self::wal::wal;
+pub use self::wal::{idle_until, wal};
 
 /// A clock may be wrong; by more than this it is nonsense.
 const FUTURE: TimeDelta = TimeDelta::days(1);

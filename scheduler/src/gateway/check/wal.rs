@@ -62,6 +62,11 @@ pub fn wal(report: &WalReport, now: DateTime<Utc>) -> Checked {
     Ok(())
 }
 
+/// An instant of the node's servers' own clocks.
+pub fn idle_until(until: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Checked {
+    until.map_or(Ok(()), |until| not_future("idleness.until", until, now))
+}
+
 pub(super) fn wal_object(object: &WalObject, incarnation: IncarnationId) -> Checked {
     timeline(object.timeline)?;
     position("a WAL object's end", object.end)?;

@@ -2,9 +2,8 @@
 //!
 //! hyper has timers for headers that come slowly, but none before the first byte or within half an
 //! HTTP/2 preface, none for a peer that never reads, and none for one that never lets its window grow.
-//! The same as in `api/src/edge/patience.rs`, with which this crate shares no code: no certificate is
-//! asked for either before a request is judged, so whoever could hold all places by silence
-//! would stop the agents.
+//! Places are few, and neither token nor certificate is asked for one: whoever could hold them
+//! all by silence would stop the port.
 
 use std::future::Future;
 use std::io;
@@ -22,7 +21,7 @@ const QUIET_FOR: Duration = Duration::from_secs(120);
 const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a connection did last.
-pub(super) struct Patience(Mutex<State>);
+pub(crate) struct Patience(Mutex<State>);
 
 struct State {
     under_way: usize,
@@ -30,7 +29,7 @@ struct State {
 }
 
 impl Patience {
-    pub(super) fn new(first_request_within: Duration) -> Arc<Self> {
+    pub(crate) fn new(first_request_within: Duration) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
             under_way: 0,
             until: Instant::now() + first_request_within,
@@ -42,13 +41,13 @@ impl Patience {
     }
 
     /// A request came; it is under way until this is dropped.
-    pub(super) fn request(self: &Arc<Self>) -> UnderWay {
+    pub(crate) fn request(self: &Arc<Self>) -> UnderWay {
         self.with(|state| state.under_way += 1);
         UnderWay(Arc::clone(self))
     }
 
     /// Is over when the connection has been quiet for too long.
-    pub(super) async fn lost(&self) {
+    pub(crate) async fn lost(&self) {
         loop {
             let now = Instant::now();
             let until = self.with(|state| match state.under_way {
@@ -63,7 +62,7 @@ impl Patience {
     }
 }
 
-pub(super) struct UnderWay(Arc<Patience>);
+pub(crate) struct UnderWay(Arc<Patience>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -75,13 +74,13 @@ impl Drop for UnderWay {
 }
 
 /// A stream whose writes fail when the peer takes nothing for a while.
-pub(super) struct Impatient<S> {
+pub(crate) struct Impatient<S> {
     stream: S,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Impatient<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self {
             stream,
             stalled: None,
