@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod down;
 pub mod exit;
 mod join_tokens;
+pub mod memory;
 pub mod output;
 pub mod run_record;
 pub mod serve;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use holdfast::command::{AgentCommand, Cli, Command};
-use holdfast::exit;
+use holdfast::{exit, memory};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         let code = holdfast_agent::restore::wal_get::wal_get_main(plan, file, destination);
         std::process::exit(code);
     }
+    memory::set_up_allocator();
     // Two libraries bring a cryptography provider; this is the one that the process uses. It fails
     // only when one is installed already, and nothing ran before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

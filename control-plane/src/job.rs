@@ -1,6 +1,8 @@
 //! What a node may say about jobs: the agents' gateway. Every effect is fenced by node, boot and
 //! epoch, and a report, its effects and what follows from them are one transaction (DESIGN §3.8).
 
+use std::time::Duration;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use holdfast_domain::job::{
@@ -13,6 +15,10 @@ use crate::store::job::Job;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
 use crate::{ControlPlane, Error, Result, advance, apply, prune, rescue};
+
+/// Together two seconds.
+const LOOKS_AT_HELD_ROW: u32 = 100;
+const HELD_ROW_WAIT: Duration = Duration::from_millis(20);
 
 impl ControlPlane {
     /// Work for a node, each job under a lease of its own.
@@ -39,7 +45,25 @@ impl ControlPlane {
         Ok(leased)
     }
 
+    /// A job whose row a duty holds at this moment is worth a moment: whoever polls learnt just now that it
+    /// was queued, and is told nothing when the row is let go.
     async fn lease_one(&self, node: NodeId, boot: BootId) -> Result<Claimed> {
+        for _ in 0..LOOKS_AT_HELD_ROW {
+            let claimed = self.try_lease_one(node, boot).await?;
+            if !matches!(claimed, Claimed::Nothing) {
+                return Ok(claimed);
+            }
+            let mut conn = self.pool().acquire().await?;
+            if !store::job::any_ready(&mut conn, node).await? {
+                return Ok(claimed);
+            }
+            drop(conn);
+            tokio::time::sleep(HELD_ROW_WAIT).await;
+        }
+        Ok(Claimed::Nothing)
+    }
+
+    async fn try_lease_one(&self, node: NodeId, boot: BootId) -> Result<Claimed> {
         let mut unit = Unit::begin(self).await?;
         let lease = self.policy().lease;
         let Some(job) = store::job::claim(unit.conn(), node, boot, lease).await? else {
@@ -301,6 +325,7 @@ fn fingerprint(result: &JobResult) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
     use holdfast_domain::operation::OperationState;
     use holdfast_domain::{EventId, JobId};
 
@@ -353,6 +378,27 @@ mod tests {
                 .any(|line| line.contains("Seq Scan") || line.contains("Sort")),
             "{plan}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_job_whose_row_is_held_is_waited_for() {
+        let world = World::new().await;
+        let asked = world
+            .control_plane
+            .put_server(&caller(), at("pg1"), &wish(), PutMode::Create, &idem())
+            .await;
+        let operation = asked.expect("accepted").operation.id;
+        let mut duty = world.pool().begin().await.expect("begins");
+        sqlx::query("select from job where operation_id = $1 for no key update")
+            .bind(operation.0)
+            .execute(&mut *duty)
+            .await
+            .expect("held");
+        let mut poll = std::pin::pin!(world.lease_one());
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut poll).await;
+        assert!(early.is_err(), "it waits: {early:?}");
+        duty.commit().await.expect("let go");
+        assert_eq!(poll.await.expect("taken").operation, Some(operation));
     }
 
     #[tokio::test]
@@ -423,7 +469,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_cannot_be_read_fails_and_lets_the_next_one_by() {
-        let mut world = World::new().await;
+        let world = World::new().await;
         let put = async |name| {
             world
                 .control_plane
@@ -449,7 +495,7 @@ mod tests {
             .await
             .expect("readable");
         assert_eq!(failed.state, OperationState::Failed);
-        assert_eq!(failed.error.expect("says why").code, "JobUnreadable");
+        assert_eq!(failed.failure.expect("says why").code, "JobUnreadable");
     }
 
     #[tokio::test]

@@ -40,7 +40,8 @@ const QUIET_WAIT: Duration = Duration::from_secs(230);
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 const STATISTICS_EVERY: Duration = Duration::from_secs(300);
 const MOST_PUTS: usize = 4;
-const MOST_PUT_BYTES: usize = 64 << 20;
+/// With what sealing takes beside it, about three times as much memory.
+const MOST_PUT_BYTES: usize = 32 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Looks at the server's log that wait for their WAL to become durable.

@@ -163,27 +163,34 @@ pub(crate) async fn queue(
     Ok((done.rows_affected() == 1).then_some(id))
 }
 
+/// What a node may be given now.
+macro_rules! ready {
+    () => {
+        "from job j
+          where j.node_id = $1 and j.state = 'queued' and j.run_at <= lease_now()
+            and not (j.kind in ('snapshot', 'prune')
+                     and exists (select from job writer
+                                  where writer.subscription_id = j.subscription_id
+                                    and writer.incarnation_id = j.incarnation_id
+                                    and writer.state = 'leased' and writer.kind in ('snapshot', 'prune')))"
+    };
+}
+
 /// Gives the node its next job. One statement: the rows that others are taking are skipped, the
 /// epoch rises, and walking `job_ready` from its start needs neither scan nor sort.
-pub(crate) const CLAIM: &str = "
-    with next as (
-        select j.subscription_id, j.id
-          from job j
-         where j.node_id = $1 and j.state = 'queued' and j.run_at <= lease_now()
-           and not (j.kind in ('snapshot', 'prune')
-                    and exists (select from job writer
-                                 where writer.subscription_id = j.subscription_id
-                                   and writer.incarnation_id = j.incarnation_id
-                                   and writer.state = 'leased' and writer.kind in ('snapshot', 'prune')))
-         order by j.priority, j.run_at, j.id
-         limit 1
-           for no key update of j skip locked)
-    update job j
-       set state = 'leased', epoch = j.epoch + 1, boot_id = $2, lease_until = lease_now() + $3,
-           attempts = j.attempts + 1
-      from next
-     where (j.subscription_id, j.id) = (next.subscription_id, next.id)
- returning ";
+pub(crate) const CLAIM: &str = concat!(
+    "with next as (select j.subscription_id, j.id ",
+    ready!(),
+    "      order by j.priority, j.run_at, j.id
+           limit 1
+             for no key update of j skip locked)
+     update job j
+        set state = 'leased', epoch = j.epoch + 1, boot_id = $2, lease_until = lease_now() + $3,
+            attempts = j.attempts + 1
+       from next
+      where (j.subscription_id, j.id) = (next.subscription_id, next.id)
+  returning "
+);
 
 pub(crate) async fn claim(
     conn: &mut PgConnection,
@@ -207,6 +214,13 @@ pub(crate) async fn claim(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether there is something for the node that [`claim`] passed by, because another transaction holds
+/// its row.
+pub(crate) async fn any_ready(conn: &mut PgConnection, node: NodeId) -> Result<bool> {
+    let query = sqlx::query_scalar(concat!("select exists (select ", ready!(), ")"));
+    Ok(query.bind(node.0).fetch_one(conn).await?)
 }
 
 pub(crate) async fn get(conn: &mut PgConnection, id: JobId, hold: Hold) -> Result<Option<Job>> {

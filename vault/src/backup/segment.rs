@@ -15,6 +15,7 @@ use super::{PAGE_BYTES, PAGES_PER_FRAME, PageHash, is_zeros};
 use crate::seal::frame::Sealer;
 use crate::{Error, Result};
 
+const FRAME_BYTES: usize = PAGES_PER_FRAME * PAGE_BYTES;
 pub(crate) const PAGES_PER_STRIPE: usize = 8192;
 
 /// Stripes that wait for the frame being filled hold their places in memory; above this many runs the
@@ -29,10 +30,10 @@ pub(crate) struct Task {
 pub(crate) struct Worker {
     shared: Arc<Shared>,
     sealer: Sealer,
-    /// Pages just read.
-    group: Vec<u8>,
-    /// The frame being filled, and the hashes of its pages.
-    frame: Vec<u8>,
+    /// The frame being filled, its first `filled` bytes, and behind it as much again for what is being read.
+    buffer: Vec<u8>,
+    filled: usize,
+    /// Of the pages in the frame.
     hashes: Vec<PageHash>,
     /// Stripes that need only that frame's place.
     waiting: Vec<(Task, Growing)>,
@@ -44,8 +45,8 @@ impl Worker {
         Ok(Self {
             shared,
             sealer: Sealer::new()?,
-            group: vec![0; PAGES_PER_FRAME * PAGE_BYTES],
-            frame: Vec::with_capacity(PAGES_PER_FRAME * PAGE_BYTES),
+            buffer: vec![0; 2 * FRAME_BYTES],
+            filled: 0,
             hashes: Vec::with_capacity(PAGES_PER_FRAME),
             waiting: Vec::new(),
             waiting_runs: 0,
@@ -125,7 +126,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Reads pages and decides where each lies.
+    /// Reads pages behind those of the frame being filled and decides where each lies. What goes into the
+    /// frame is there already, unless something before it does not.
     fn take_read(
         &mut self,
         part: &Part,
@@ -134,82 +136,49 @@ impl Worker {
         first: u32,
         count: u32,
     ) -> Result<()> {
-        let mut group = std::mem::take(&mut self.group);
-        let pages = &mut group[..count as usize * PAGE_BYTES];
-        let mut taken = read_pages(part, first, pages);
+        let from = self.filled;
+        let pages = &mut self.buffer[from..from + count as usize * PAGE_BYTES];
+        read_pages(part, first, pages)?;
         self.shared.read(pages.len() as u64);
-        if taken.is_ok() {
-            for (index, page) in pages.chunks_exact(PAGE_BYTES).enumerate() {
-                let number = first + index as u32;
-                taken = self.take_page(part, growing, known.as_deref_mut(), number, page);
-                if taken.is_err() {
-                    break;
-                }
+        for index in 0..count {
+            let at = from + index as usize * PAGE_BYTES;
+            let page = &self.buffer[at..at + PAGE_BYTES];
+            let known = known.as_deref_mut();
+            let Some(hash) = place_page(&self.shared, part, growing, known, first + index, page)
+            else {
+                continue;
+            };
+            growing.place_in_filling((self.filled / PAGE_BYTES) as u32);
+            if at != self.filled {
+                self.buffer.copy_within(at..at + PAGE_BYTES, self.filled);
             }
-        }
-        self.group = group;
-        taken
-    }
-
-    /// Decides where one page lies: nowhere (zeros), where the base has it, or in the frame being
-    /// filled. Content decides, by its hash.
-    fn take_page(
-        &mut self,
-        part: &Part,
-        growing: &mut Growing,
-        known: Option<&mut Known<'_>>,
-        number: u32,
-        page: &[u8],
-    ) -> Result<()> {
-        let hash = (!is_zeros(page)).then(|| self.shared.hasher.hash(page));
-        if let Some(known) = known {
-            let before = known.before(number);
-            if before == Before::of(hash)
-                && growing.keep(known.place(number), known.frame_of(number))
-            {
-                // In a sum that starts from the base's, what stays is in it already.
-                if !known.trusts_changes() {
-                    growing.count(number, hash);
-                }
-                return Ok(());
+            self.filled += PAGE_BYTES;
+            self.hashes.push(hash);
+            if self.filled == FRAME_BYTES {
+                self.close_frame(Some(growing))?;
             }
-            if known.trusts_changes() {
-                growing.discount(number, before);
-            } else if before != Before::Unknown && matches!(part.changes, Changes::Remember) {
-                self.shared.remember_changed(part, number);
-            }
-        }
-        growing.count(number, hash);
-        let Some(hash) = hash else {
-            growing.place(None, 0);
-            return Ok(());
-        };
-        growing.place_in_filling((self.frame.len() / PAGE_BYTES) as u32);
-        self.frame.extend_from_slice(page);
-        self.hashes.push(hash);
-        if self.frame.len() == PAGES_PER_FRAME * PAGE_BYTES {
-            self.close_frame(Some(growing))?;
         }
         Ok(())
     }
 
     /// Seals the frame being filled, gives it its place, and completes the stripes that waited for it.
     fn close_frame(&mut self, current: Option<&mut Growing>) -> Result<()> {
-        if self.frame.is_empty() {
+        if self.filled == 0 {
             return Ok(());
         }
         let pages = &self.shared.pages;
-        let (number, sealed) = pages.cipher.seal(&mut self.sealer, &self.frame)?;
+        let content = &self.buffer[..self.filled];
+        let (number, sealed) = pages.cipher.seal(&mut self.sealer, content)?;
         let sealed_len = sealed.len() as u32;
         let (pack, offset) = pages.append(sealed, &self.hashes)?;
         let placed = FrameAt {
             pack,
             offset,
             sealed_len,
-            content_len: self.frame.len() as u32,
+            content_len: self.filled as u32,
             number,
         };
-        self.frame.clear();
+        self.filled = 0;
         self.hashes.clear();
         if let Some(current) = current {
             current.filling_is(placed);
@@ -248,6 +217,39 @@ impl Worker {
             },
         )
     }
+}
+
+/// Decides where a page lies: nowhere (zeros), where the base has it, or in the frame being filled; the
+/// latter is for the caller, who gets its hash. Content decides, by its hash.
+fn place_page(
+    shared: &Shared,
+    part: &Part,
+    growing: &mut Growing,
+    known: Option<&mut Known<'_>>,
+    number: u32,
+    page: &[u8],
+) -> Option<PageHash> {
+    let hash = (!is_zeros(page)).then(|| shared.hasher.hash(page));
+    if let Some(known) = known {
+        let before = known.before(number);
+        if before == Before::of(hash) && growing.keep(known.place(number), known.frame_of(number)) {
+            // In a sum that starts from the base's, what stays is in it already.
+            if !known.trusts_changes() {
+                growing.count(number, hash);
+            }
+            return None;
+        }
+        if known.trusts_changes() {
+            growing.discount(number, before);
+        } else if before != Before::Unknown && matches!(part.changes, Changes::Remember) {
+            shared.remember_changed(part, number);
+        }
+    }
+    growing.count(number, hash);
+    if hash.is_none() {
+        growing.place(None, 0);
+    }
+    hash
 }
 
 /// Reads whole pages; what is beyond the end, of the file or of its recorded length, is zeros

@@ -5,7 +5,7 @@
 //! object. Every sealing has a salt of its own; whether two objects are the same is decided by the
 //! hash of their plaintext (RELIABILITY §0.5, §5.3.7). Bytes: `docs/VAULT-FORMAT.md`.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::try_join_all;
 use holdfast_domain::wal::{ClockAnomaly, Stamps, WalObject};
@@ -134,7 +134,7 @@ pub async fn put_wal(
     };
     let mut puts = Vec::with_capacity(stores.len());
     for store in stores {
-        puts.push(put_one(store, data_key, &key, &header, sealed.clone()).boxed());
+        puts.push(put_one(store, data_key, &key, &header, &sealed).boxed());
     }
     let stored_bytes = try_join_all(puts).await?.into_iter().max().unwrap_or(0);
     Ok(header.describe(key, stored_bytes))
@@ -145,10 +145,10 @@ async fn put_one(
     data_key: &DataKey,
     key: &str,
     header: &WalHeader,
-    sealed: Bytes,
+    sealed: &[Bytes; 2],
 ) -> Result<u64> {
-    let stored = sealed.len() as u64;
-    match store.put_new(key, sealed).await {
+    let stored = sealed.iter().map(|part| part.len() as u64).sum();
+    match store.put_new_parts(key, sealed.to_vec()).await {
         Ok(()) => Ok(stored),
         Err(Error::Conflict { .. }) => adopt(store, data_key, key, header).await,
         Err(error) => Err(error),
@@ -160,7 +160,7 @@ fn seal_range(
     key: &str,
     range: WalRange,
     bytes: &[u8],
-) -> Result<(WalHeader, Bytes)> {
+) -> Result<(WalHeader, [Bytes; 2])> {
     let header = WalHeader {
         format: FORMAT,
         plaintext_hash: blake3::hash(bytes).to_hex().to_string(),
@@ -170,10 +170,7 @@ fn seal_range(
         .map_err(|error| Error::refused(format!("a WAL header cannot be written: {error}")))?;
     let head = seal::seal(data_key, Class::WalHeader, key, &json)?;
     let body = seal::seal(data_key, Class::Wal, key, bytes)?;
-    let mut sealed = BytesMut::with_capacity(head.len() + body.len());
-    sealed.extend_from_slice(&head);
-    sealed.extend_from_slice(&body);
-    Ok((header, sealed.freeze()))
+    Ok((header, [head, body]))
 }
 
 /// The key exists: fine when it holds the same plaintext, all of which is read. It may be what an
