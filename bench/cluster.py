@@ -110,7 +110,7 @@ class Session:
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, statement):
-        self.process.stdin.write(f"{statement};\n\\echo {self.END}\n")
+        self.process.stdin.write(f"{statement};\nSELECT '{self.END}';\n")
         self.process.stdin.flush()
         said = []
         while (line := self.process.stdout.readline().rstrip("\n")) != self.END:

@@ -48,6 +48,8 @@ def judge(facts, samples):
         goal(f"full backup of {name.upper()}, CPU of pgBackRest's", f"<= {bound}", ratio(f"full {name}", "cpu", MINE, PEER))
     peaks = [one["peak"] for tools in samples.values() for one in tools.get(MINE, []) if "peak" in one]
     goal("peak anonymous memory of the whole site, any row", f"<= {MIB_64}", [max(peaks)] if peaks else [], unit="MiB")
+    grown = [one["peak"] - one["level"] for tools in samples.values() for one in tools.get(MINE, []) if "level" in one]
+    goal("the same, over what the site had before the work", f"<= {MIB_64}", [max(grown)] if grown else [], unit="MiB")
     for name, bound in (("a", 0.25), ("b", 1 / 6)):
         data = name.upper()
         goal(f"increment of {data} (2 % changed), wall: times faster than pgBackRest's blocks", ">= 4" if old else ">= 10",
@@ -82,6 +84,7 @@ def judge(facts, samples):
 
 UNITS = {"wall": "s", "cpu": "s CPU", "stored": "MB stored", "peak": "MiB peak", "level": "MiB before",
          "answers": "s until it answers", "changed": "MB changed", "segments_s": "segments/s", "ms_segment": "ms CPU/segment",
+         "ms_site": "ms of them the site's",
          "rate": "MB/s", "per_cpu": "MB/s CPU", "behind": "s behind", "tps": "TPS", "seconds": "s long"}
 
 
@@ -102,7 +105,8 @@ def show(facts, samples, judged, out):
     sizes = ", ".join(f"{name.upper()} {size / 1e6:,.0f} MB" for name, size in facts["bytes"].items())
     say(f"{facts['cpus']} CPUs, Linux {facts['kernel']}, PostgreSQL {facts['postgresql']}, {facts['pgbackrest']}; "
         f"scale {facts['scale']} ({sizes}), {facts['rounds']} rounds; CPU by {facts['accounting']}.")
-    say("Holdfast is the whole site: API, scheduler, eight agents and metadata store, in CPU and in memory.")
+    say("Holdfast is the whole site: API, scheduler, eight agents and metadata store, in CPU and in memory; "
+        f"without work {facts['levels']['up'] / 2**20:.0f} MiB after the start, {facts['levels']['loaded'] / 2**20:.0f} after the load.")
     for row, tools in samples.items():
         if row == "age":
             for when, ages in tools.items():

@@ -3,7 +3,7 @@
 CPU is that of whole groups of processes. Where this user may make a cgroup (version 2), a group is one: the
 kernel counts, nothing escapes, however short it lives. Elsewhere a group is a tree of processes below /proc,
 with what its ended children used. Memory is the sum of RssAnon over the tool's own processes, looked at
-every 20 ms: a shorter peak may be missed, page cache and shared buffers are not in it.
+every 20 ms, less often where looking is dear: a shorter peak may be missed, page cache and shared buffers are not in it.
 """
 
 import ctypes
@@ -210,8 +210,12 @@ class Meter:
         return sum(map(rss_anon, self.tool()))
 
     def look(self):
-        while not self.over.wait(LOOK_EVERY):
+        pause = LOOK_EVERY
+        while not self.over.wait(pause):
+            begun = time.monotonic()
             self.peak = max(self.peak, self.anon())
+            # Looking must not become the work: a tenth of a core at most.
+            pause = max(LOOK_EVERY, 10 * (time.monotonic() - begun))
 
     def split(self):
         """Wall and CPU so far."""

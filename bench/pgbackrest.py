@@ -30,9 +30,9 @@ def install():
         apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
         print("installing pgbackrest …", file=sys.stderr)
         for words in (["update"], ["install", "-y", "--no-install-recommends", "pgbackrest"]):
-            done = subprocess.run([*apt, *words], stdout=subprocess.DEVNULL, timeout=LIMIT)
+            done = subprocess.run([*apt, *words], capture_output=True, text=True, timeout=LIMIT)
             if done.returncode:
-                sys.exit(f"apt-get {words[0]}: exit {done.returncode}")
+                sys.exit(f"apt-get {words[0]}: exit {done.returncode}\n{done.stderr}")
     return shutil.which("pgbackrest") or sys.exit("pgbackrest was installed and is not in PATH")
 
 

@@ -19,7 +19,7 @@ import time
 
 from cluster import number_of
 from holdfast import LIMIT
-from meter import Meter, flush, run
+from meter import Cgroup, Meter, flush, run
 
 SEGMENTS, SEGMENT_BYTES = 20, 16 << 20
 ROWS_A_STEP = 100_000
@@ -42,9 +42,9 @@ def measure(peers, turn):
     copy(peers, archive, names)
     shutil.rmtree(archive / "pg_wal")
     # The next restore begins here: replaying a burst is no part of any row.
-    peers.site.do("PUT", peers.site.server("a") + f"/backups/w{turn}")
+    peers.site.do("PUT", peers.site.server(cluster.name) + f"/backups/w{turn}")
     if turn:
-        peers.site.do("DELETE", peers.site.server("a") + f"/backups/w{turn - 1}")
+        peers.site.do("DELETE", peers.site.server(cluster.name) + f"/backups/w{turn - 1}")
 
 
 def burst(cluster, session):
@@ -123,11 +123,14 @@ def drain(peers, cluster, session, archive):
         os.sync()
         meter = Meter(peers.holdfast_groups, lambda: [peers.pid])
         meter.__enter__()
+        site = peers.holdfast_groups[0]
+        before = site.cpu()
     finally:
         os.kill(sender, signal.SIGCONT)
     wait_for(store, begin, end)
     meter.__exit__()
-    tell(peers, "holdfast", meter, len(names))
+    # The rest is the walsender's.
+    tell(peers, "holdfast", meter, len(names), ms_site=1000 * (site.cpu() - before) / len(names))
     return names
 
 
@@ -167,9 +170,12 @@ def copy(peers, archive, names):
     shutil.rmtree(target)
 
 
-def tell(peers, tool, meter, count):
-    peers.add("wal", tool, segments_s=count / meter.wall, ms_segment=1000 * meter.cpu / count,
-              rate=count * SEGMENT_BYTES / 1e6 / meter.wall, peak=meter.peak / 2**20)
+def tell(peers, tool, meter, count, **more):
+    figures = {"segments_s": count / meter.wall, "rate": count * SEGMENT_BYTES / 1e6 / meter.wall}
+    # A process that nobody waits for is not in a tree.
+    if tool != "pgbackrest async" or isinstance(peers.tool, Cgroup):
+        figures |= {"ms_segment": 1000 * meter.cpu / count, "peak": meter.peak / 2**20}
+    peers.add("wal", tool, **figures, **more)
 
 
 def name_of(timeline, number):
