@@ -1,0 +1,123 @@
+"""The goals of docs/PERFORMANCE.md, judged by what was measured, and the tables that a person reads.
+
+A ratio is taken within a round, Holdfast and its peer minutes apart; shown are the median of all rounds and
+the least and greatest. A goal is met when its median is."""
+
+import math
+import statistics
+
+from holdfast import percentile
+
+MINE, PEER = "holdfast", "pgbackrest zst 1"
+SYNC, ASYNC = "pgbackrest sync", "pgbackrest async"
+TEN_GB, MIB_64 = 10e9, 64
+
+
+def judge(facts, samples):
+    """One entry a goal: what is wanted, what was seen, and whether that is enough."""
+    judged = []
+    blocks = None if facts["blocks"] else f"{facts['pgbackrest']} has no blocks (2.46 and later)"
+    old = facts["postgresql"] < 17
+    small = {name: size < TEN_GB for name, size in facts["bytes"].items()}
+
+    def goal(what, wanted, values, why=None, unit="x"):
+        """`wanted` is `>= 3` or `<= 0.5`."""
+        entry = {"goal": what, "wanted": f"{wanted} {unit}".replace(" x", "x"), "met": "not measured"}
+        if why or not values:
+            entry["why"] = why or "the row was not asked for"
+        else:
+            word, _, bound = wanted.partition(" ")
+            middle = statistics.median(values)
+            entry |= {"median": middle, "least": min(values), "greatest": max(values), "unit": unit, "values": values}
+            entry["met"] = "yes" if (middle >= float(bound) if word == ">=" else middle <= float(bound)) else "no"
+        judged.append(entry)
+
+    def ratio(row, figure, over, under):
+        """Round by round."""
+        tools = samples.get(row, {})
+        return [a[figure] / b[figure] for a, b in zip(tools.get(over, []), tools.get(under, [])) if b[figure]]
+
+    for name, near, far in (("a", 3, 2), ("b", 4, 3)):
+        data = name.upper()
+        wall = ratio(f"full {name}", "wall", PEER, MINE)
+        goal(f"full backup of {data}, wall: times faster than pgBackRest", f">= {near}", wall,
+             None if small[name] else "it is larger than this goal is for")
+        goal(f"the same from 10 GB on, {data}", f">= {far}", wall,
+             f"{data} is {facts['bytes'][name] / 1e9:.1f} GB: give a greater --scale" if small[name] else None)
+    for name, bound in (("a", 0.5), ("b", 0.35)):
+        goal(f"full backup of {name.upper()}, CPU of pgBackRest's", f"<= {bound}", ratio(f"full {name}", "cpu", MINE, PEER))
+    peaks = [one["peak"] for tools in samples.values() for one in tools.get(MINE, []) if "peak" in one]
+    goal("peak anonymous memory of the whole site, any row", f"<= {MIB_64}", [max(peaks)] if peaks else [], unit="MiB")
+    grown = [one["peak"] - one["level"] for tools in samples.values() for one in tools.get(MINE, []) if "level" in one]
+    goal("the same, over what the site had before the work", f"<= {MIB_64}", [max(grown)] if grown else [], unit="MiB")
+    for name, bound in (("a", 0.25), ("b", 1 / 6)):
+        data = name.upper()
+        goal(f"increment of {data} (2 % changed), wall: times faster than pgBackRest's blocks", ">= 4" if old else ">= 10",
+             ratio(f"diff {name}", "wall", PEER, MINE), blocks)
+        goal(f"increment of {data}, bytes of pgBackRest's blocks", f"<= {bound:.3g}",
+             ratio(f"diff {name}", "stored", MINE, PEER), blocks)
+        goal(f"increment of {data}, bytes of the changed pages", "<= 1.1",
+             [one["stored"] / one["changed"] for one in samples.get(f"diff {name}", {}).get(MINE, []) if one["changed"]])
+    goal("increment, time from 1 GB to 100 GB at a fixed change (17 and later)", "<= 1.2", [],
+         "needs PostgreSQL 17 and 100 GB")
+    for name in ("a", "b"):
+        data = name.upper()
+        goal(f"restore of {data}, wall: times faster than pgBackRest", ">= 2", ratio(f"restore {name}", "wall", PEER, MINE))
+        goal(f"restore of {data}, wall of the raw write floor's", "<= 1.5", ratio(f"restore {name}", "wall", MINE, "floor: cp"))
+    goal("log drained, segments a second of pgBackRest's synchronous", ">= 6", ratio("wal", "segments_s", MINE, SYNC))
+    goal("log drained, segments a second of pgBackRest's asynchronous", ">= 4", ratio("wal", "segments_s", MINE, ASYNC))
+    goal("CPU a segment of pgBackRest's synchronous", "<= 0.35", ratio("wal", "ms_segment", MINE, SYNC))
+    for when in ("busy", "idle"):
+        ages = samples.get("age", {}).get(when, [])
+        goal(f"age of the recovery point, {when}, p99", "<= 2", [percentile(ages, 0.99)] if ages else [], unit="s")
+    goal("PITR, start to read-write at 50 ms store latency, of plain cp's replay", "<= 1.1", [],
+         "there is no store with latency in this run")
+    goal("snapshot driver, backup", "<= 1", [], "there is no snapshot driver", "s")
+    goal("snapshot driver, restore to read-write", "<= 3", [], "there is no snapshot driver", "s")
+    goal("TPS kept during a backup, paced", ">= 0.9", [], "backups have no pace to be set")
+    kept = lambda tool: [value["tps"] / quiet["tps"] for value, quiet in zip(
+        samples.get("tps", {}).get(tool, []), samples.get("tps", {}).get("idle", [])) if quiet["tps"]]
+    goal("TPS kept during a backup, unpaced", ">= 0.7", kept(MINE))
+    goal("TPS kept, of what pgBackRest's backup leaves", ">= 1", ratio("tps", "tps", MINE, PEER))
+    return judged
+
+
+UNITS = {"wall": "s", "cpu": "s CPU", "stored": "MB stored", "peak": "MiB peak", "level": "MiB before",
+         "answers": "s until it answers", "changed": "MB changed", "segments_s": "segments/s", "ms_segment": "ms CPU/segment",
+         "ms_site": "ms of them the site's",
+         "rate": "MB/s", "per_cpu": "MB/s CPU", "behind": "s behind", "tps": "TPS", "seconds": "s long"}
+
+
+def number(value):
+    digits = 0 if abs(value) >= 1000 else max(0, 2 - (math.floor(math.log10(abs(value))) if abs(value) >= 0.1 else -1))
+    return f"{value:.{min(digits, 3)}f}"
+
+
+def spread(values):
+    middle = number(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({number(min(values))}–{number(max(values))})"
+
+
+def show(facts, samples, judged, out):
+    def say(text=""):
+        print(text, file=out)
+
+    sizes = ", ".join(f"{name.upper()} {size / 1e6:,.0f} MB" for name, size in facts["bytes"].items())
+    say(f"{facts['cpus']} CPUs, Linux {facts['kernel']}, PostgreSQL {facts['postgresql']}, {facts['pgbackrest']}; "
+        f"scale {facts['scale']} ({sizes}), {facts['rounds']} rounds; CPU by {facts['accounting']}.")
+    say("Holdfast is the whole site: API, scheduler, eight agents and metadata store, in CPU and in memory; "
+        f"without work {facts['levels']['up'] / 2**20:.0f} MiB after the start, {facts['levels']['loaded'] / 2**20:.0f} after the load.")
+    for row, tools in samples.items():
+        if row == "age":
+            for when, ages in tools.items():
+                say(f"\nage of the recovery point, {when}: p50 {percentile(ages, 0.5):.2f} s, p99 {percentile(ages, 0.99):.2f} s"
+                    f" ({len(ages)} looks)")
+            continue
+        say(f"\n{row}: median (least–greatest)")
+        for tool, found in tools.items():
+            figures = [f"{spread([one[name] for one in found])} {UNITS[name]}" for name in found[0]]
+            say(f"  {tool:22} " + ", ".join(figures))
+    say("\n| Goal | Wanted | Median (least–greatest) | Met |\n| --- | --- | --- | --- |")
+    for one in judged:
+        seen = f"{spread(one['values'])} {one['unit']}".replace(" x", "x") if "values" in one else one["why"]
+        say(f"| {one['goal']} | {one['wanted']} | {seen} | {one['met']} |")
