@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast_domain::{BackupId, IncarnationId};
 
 /// Managed backup and restore for PostgreSQL, on your own machines.
 #[derive(Debug, Parser)]
@@ -54,6 +55,9 @@ pub enum Command {
     /// Look at servers from this machine
     #[command(subcommand)]
     Server(ServerCommand),
+    /// Look into a vault, and bring servers back from it, with its key and nothing else of a site
+    #[command(subcommand)]
+    Vault(VaultCommand),
     /// Run one part of an installation that is spread over machines
     #[command(subcommand)]
     Serve(ServeCommand),
@@ -91,6 +95,75 @@ pub enum ServerCommand {
         #[arg(long, default_value = "postgres")]
         database: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VaultCommand {
+    /// Say what is in it: servers, backups, write-ahead log, what can be restored
+    Inspect {
+        #[command(flatten)]
+        vault: VaultPlace,
+        /// A key-encryption key, or the directory with them; without it only what is not sealed is shown
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        #[arg(short, long, value_enum)]
+        output: Option<Output>,
+    },
+    /// Read every object that a restore would read, and name what is missing or damaged; exits with 6 then
+    Verify {
+        #[command(flatten)]
+        vault: VaultPlace,
+        /// A key-encryption key, or the directory with them
+        #[arg(long, value_name = "FILE")]
+        key_file: PathBuf,
+        /// Only this incarnation
+        #[arg(long, value_name = "ID")]
+        incarnation: Option<IncarnationId>,
+        /// Only this backup, and the write-ahead log that belongs to it
+        #[arg(long, value_name = "ID")]
+        backup: Option<BackupId>,
+        #[arg(short, long, value_enum)]
+        output: Option<Output>,
+    },
+    /// Lay a server's data directory out, ready for PostgreSQL to recover and start
+    Restore(VaultRestore),
+}
+
+/// Where a vault is.
+#[derive(Debug, Clone, Args)]
+pub struct VaultPlace {
+    /// A directory, or file://, s3://, az:// or gs:// with the credentials in the environment
+    #[arg(long, value_name = "URL|DIR")]
+    pub vault: String,
+}
+
+#[derive(Debug, Args)]
+pub struct VaultRestore {
+    #[command(flatten)]
+    pub vault: VaultPlace,
+    /// A key-encryption key, or the directory with them
+    #[arg(long, value_name = "FILE")]
+    pub key_file: PathBuf,
+    /// Whose data, as `inspect` shows it [default: the only one that is there]
+    #[arg(long, value_name = "ID")]
+    pub incarnation: Option<IncarnationId>,
+    /// From this backup; without --to its own state
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+    /// RFC 3339 with an offset, or latest [default: latest]
+    #[arg(long, value_name = "INSTANT|latest")]
+    pub to: Option<String>,
+    /// An empty directory, or one that does not exist
+    #[arg(long, value_name = "DIR")]
+    pub into: PathBuf,
+    /// Who is to run PostgreSQL, when this runs as root [default: holdfast, or postgres]
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+    /// Where the restored server listens on loopback
+    #[arg(long, default_value_t = 5432)]
+    pub port: u16,
+    #[arg(short, long, value_enum)]
+    pub output: Option<Output>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,5 @@
 //! How the process ends: scripts read the exit code (0 fine, 1 it failed, 2 wrong usage, 3 not found,
-//! 4 something is in the way, 5 not allowed, 124 it took too long), people read the sentence.
+//! 4 something is in the way, 5 not allowed, 6 what is stored is damaged, 124 it took too long), people read the sentence.
 
 use std::process::ExitCode;
 
@@ -14,6 +14,9 @@ pub enum Failure {
     Conflict(String),
     #[error("{0}")]
     NotAllowed(String),
+    /// What is stored is not what was stored. The findings were said, line by line.
+    #[error("{0}")]
+    Damaged(String),
     #[error("{0}")]
     TooLong(String),
     /// Everything was already said, line by line.
@@ -29,6 +32,7 @@ impl Failure {
             Self::NotFound(_) => 3,
             Self::Conflict(_) => 4,
             Self::NotAllowed(_) => 5,
+            Self::Damaged(_) => 6,
             Self::TooLong(_) => 124,
         }
     }

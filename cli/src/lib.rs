@@ -22,10 +22,11 @@ pub mod status;
 pub mod telemetry;
 pub mod tls;
 pub mod up;
+pub mod vault;
 
 use anyhow::Result;
 
-use crate::command::{Cli, Command, ServeCommand, ServerCommand};
+use crate::command::{Cli, Command, ServeCommand, ServerCommand, VaultCommand};
 use crate::state_dir::StateDir;
 
 /// Runs a command other than `agent wal-get`, which needs none of this.
@@ -51,6 +52,19 @@ pub async fn run(cli: Cli) -> Result<()> {
         }) => {
             server::connection_string(&state()?, &name, resource_group.as_deref(), &database).await
         }
+        Command::Vault(VaultCommand::Inspect {
+            vault,
+            key_file,
+            output,
+        }) => vault::inspect::run(&vault, key_file.as_deref(), output).await,
+        Command::Vault(VaultCommand::Verify {
+            vault,
+            key_file,
+            incarnation,
+            backup,
+            output,
+        }) => vault::verify::run(&vault, &key_file, incarnation, backup, output).await,
+        Command::Vault(VaultCommand::Restore(asked)) => vault::restore::run(&asked).await,
         Command::Serve(ServeCommand::Api(file)) => serve::api(&file.config).await,
         Command::Serve(ServeCommand::Scheduler(file)) => serve::scheduler(&file.config).await,
         Command::Serve(ServeCommand::Agent(file)) => serve::agent(&file.config).await,

@@ -135,7 +135,7 @@ pub fn print_welcome(state: &StateDir, record: &RunRecord) -> Result<()> {
 }
 
 /// For a shell: as it is when nothing in it means anything, else in single quotes.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
     match text.chars().all(plain) {
         true => text.to_owned(),

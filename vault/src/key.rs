@@ -8,7 +8,7 @@ mod stored;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use holdfast_domain::IncarnationId;
 use holdfast_domain::job::WrappedKey;
 use secrecy::zeroize::Zeroizing;
 
-pub use stored::{establish_data_key, load_wrapped_keys, put_wrapped_key};
+pub use stored::{establish_data_key, find_data_key, load_wrapped_keys, put_wrapped_key};
 
 use crate::{Error, Result, layout};
 
@@ -27,6 +27,8 @@ pub(crate) const KEY_BYTES: usize = 32;
 pub(crate) const SALT_BYTES: usize = 32;
 
 const WRAP_FORMAT: u8 = 1;
+/// More than a key file is; whatever is longer is none.
+const KEY_FILE_BYTES: u64 = 4096;
 const WRAP_BYTES: usize = 1 + SALT_BYTES + KEY_BYTES + 16;
 
 /// The key of one incarnation. Its bytes leave this type only wrapped or derived.
@@ -91,6 +93,8 @@ impl fmt::Debug for DataKey {
 #[derive(Clone, Default)]
 pub struct KeyRing {
     keys: BTreeMap<String, Zeroizing<[u8; KEY_BYTES]>>,
+    /// A key whose version is not known: it is tried where a version's own key is not at hand.
+    of_any_version: Option<Zeroizing<[u8; KEY_BYTES]>>,
 }
 
 impl fmt::Debug for KeyRing {
@@ -120,17 +124,18 @@ impl KeyRing {
                 continue;
             };
             layout::check_kek_version(version)?;
-            let text = std::fs::read_to_string(&path)
-                .map(Zeroizing::new)
-                .map_err(read(&format!("key file {version}.key cannot be read")))?;
-            let key = parse_key(text.trim()).ok_or_else(|| {
-                Error::refused(format!(
-                    "key file {version}.key must hold 32 bytes as base64 or 64 hexadecimal digits"
-                ))
-            })?;
-            ring.keys.insert(version.to_owned(), key);
+            ring.keys.insert(version.to_owned(), read_key(&path)?);
         }
         Ok(ring)
+    }
+
+    /// Reads one key file, whatever it is called: somebody who kept a copy of a key may have given it
+    /// another name. It is tried for every version; a wrap opens under its own key and version only.
+    pub fn load_file(path: &Path) -> Result<Self> {
+        Ok(Self {
+            of_any_version: Some(read_key(path)?),
+            ..Self::default()
+        })
     }
 
     /// Makes a new key-encryption key file that only its owner can read, and returns the ring with
@@ -174,7 +179,7 @@ impl KeyRing {
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.keys.is_empty() && self.of_any_version.is_none()
     }
 
     pub fn versions(&self) -> impl Iterator<Item = &str> {
@@ -226,6 +231,7 @@ impl KeyRing {
         let kek = self
             .keys
             .get(&wrapped.kek_version)
+            .or(self.of_any_version.as_ref())
             .ok_or_else(unavailable)?;
         let bytes = BASE64_STANDARD
             .decode(&wrapped.wrapped)
@@ -262,6 +268,24 @@ fn tempfile_beside(dir: &Path, version: &str) -> std::io::Result<Beside> {
         .mode(0o600)
         .open(&path)?;
     Ok(Beside { file, path })
+}
+
+fn read_key(path: &Path) -> Result<Zeroizing<[u8; KEY_BYTES]>> {
+    let name = path.file_name().unwrap_or_default().display().to_string();
+    let mut text = Zeroizing::new(String::new());
+    std::fs::File::open(path)
+        .and_then(|file| file.take(KEY_FILE_BYTES).read_to_string(&mut text))
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => not_a_key(&name),
+            _ => Error::io(format!("key file {name} cannot be read"), error),
+        })?;
+    parse_key(text.trim()).ok_or_else(|| not_a_key(&name))
+}
+
+fn not_a_key(name: &str) -> Error {
+    Error::refused(format!(
+        "key file {name} must hold 32 bytes as base64 or 64 hexadecimal digits"
+    ))
 }
 
 fn parse_key(text: &str) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
@@ -428,6 +452,23 @@ mod tests {
         assert_eq!(both.versions().collect::<Vec<_>>(), ["1", "2"]);
         std::fs::write(keys.join("3.key"), "short").unwrap();
         assert!(matches!(KeyRing::load(&keys), Err(Error::Refused { .. })));
+
+        // A copy under another name opens what it wrapped, and nothing else.
+        let copy = dir.path().join("from the safe.txt");
+        std::fs::copy(keys.join("1.key"), &copy).unwrap();
+        let alone = KeyRing::load_file(&copy).unwrap();
+        let opened = alone.unwrap(&wrapped, incarnation).unwrap();
+        assert_eq!(opened.id(), data_key.id());
+        let wrong = KeyRing::load_file(&keys.join("2.key")).unwrap();
+        assert!(matches!(
+            wrong.unwrap(&wrapped, incarnation),
+            Err(Error::KeyUnavailable { .. })
+        ));
+        for no_key in [&b"short"[..], b"", &[0xFF; 32], &[b'A'; 1 << 20]] {
+            std::fs::write(&copy, no_key).unwrap();
+            let read = KeyRing::load_file(&copy);
+            assert!(matches!(read, Err(Error::Refused { .. })), "{read:?}");
+        }
     }
 
     #[test]

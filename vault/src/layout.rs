@@ -78,6 +78,29 @@ pub fn leaves(incarnation: IncarnationId, job: JobId, epoch: i64, number: u32) -
     format!("leaves/{incarnation}/{job}.{epoch}/{number}")
 }
 
+/// Whether a key is that of a pack or a leaf object.
+#[must_use]
+pub fn is_packed(key: &str) -> bool {
+    let parsed = || {
+        let mut parts = key.split('/');
+        let kind: fn(IncarnationId, JobId, i64, u32) -> String = match parts.next()? {
+            "packs" => pack,
+            "leaves" => leaves,
+            _ => return None,
+        };
+        let incarnation = parts.next()?.parse().ok()?;
+        let (job, epoch) = parts.next()?.rsplit_once('.')?;
+        let number = parts.next()?.parse().ok()?;
+        Some(kind(
+            incarnation,
+            job.parse().ok()?,
+            epoch.parse().ok()?,
+            number,
+        ))
+    };
+    parsed().is_some_and(|written| written == key)
+}
+
 /// `wal/{incarnation}/{timeline}/{start}-{end}`, all in fixed-width hexadecimal.
 #[must_use]
 pub fn wal(incarnation: IncarnationId, timeline: Timeline, start: Lsn, end: Lsn) -> String {

@@ -1,4 +1,8 @@
-//! What a vault says by itself: the beginning of rebuilding a catalogue from it (DESIGN §3.14).
+//! What a vault says by itself: a catalogue can be rebuilt from it (DESIGN §3.14). [`listing`] is what
+//! keys alone show, [`scan`] reads what a data key opens.
+
+pub mod listing;
+pub mod scan;
 
 use std::collections::BTreeMap;
 

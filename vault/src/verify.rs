@@ -1,8 +1,14 @@
 //! Asking the vaults whether they have what is about to be promised (DESIGN §3.4): size by HEAD on
-//! every object. Content is proven when an object is put, and by scrub and drill ever after.
+//! every object. Content is proven when an object is put, and by [`incarnation`] – which reads all of
+//! it – whenever somebody asks.
+
+mod finding;
+pub mod incarnation;
 
 use futures::{StreamExt, TryStreamExt};
 use holdfast_domain::job::ObjectRef;
+
+pub use finding::{Damage, Finding, judge};
 
 use crate::store::Store;
 use crate::{Error, Result};

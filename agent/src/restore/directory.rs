@@ -71,25 +71,9 @@ impl Building {
         self.root.join("server.log")
     }
 
-    /// Refuses before anything is written when the volume cannot take `bytes` and a tenth more.
+    /// See [`require_space`].
     pub fn require_space(&self, bytes: u64) -> Result<()> {
-        let needed = bytes.saturating_add(bytes / 10);
-        let volume = nix::sys::statvfs::statvfs(&self.root)
-            .map_err(|errno| Error::file("measure the free space of", &self.root)(errno.into()))?;
-        let free = volume
-            .blocks_available()
-            .saturating_mul(volume.fragment_size());
-        if free >= needed {
-            return Ok(());
-        }
-        Err(Error::Failed {
-            code: "InsufficientStorage",
-            message: format!(
-                "the restore needs {needed} bytes on the node and {free} are free; \
-                 free some space or restore on another node"
-            ),
-            retryable: true,
-        })
+        require_space(&self.root, bytes)
     }
 
     /// Removes the attempt and everything in it.
@@ -111,6 +95,27 @@ impl Building {
             .await
             .map_err(Error::file("put aside", &self.root))
     }
+}
+
+/// Refuses before anything is written when the volume cannot take `bytes` and a tenth more.
+pub fn require_space(directory: &Path, bytes: u64) -> Result<()> {
+    let needed = bytes.saturating_add(bytes / 10);
+    let volume = nix::sys::statvfs::statvfs(directory)
+        .map_err(|errno| Error::file("measure the free space of", directory)(errno.into()))?;
+    let free = volume
+        .blocks_available()
+        .saturating_mul(volume.fragment_size());
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Error::Failed {
+        code: "InsufficientStorage",
+        message: format!(
+            "the restore needs {needed} bytes on the node and {free} are free; \
+             free some space or restore on another node"
+        ),
+        retryable: true,
+    })
 }
 
 /// The sockets of one attempt: nobody but the postmaster's user and root can enter. Gone with it.

@@ -75,6 +75,16 @@ impl Goal {
         }
     }
 
+    /// The instant that the reached state stands for (DESIGN §3.6). `completed`: the backup's.
+    #[must_use]
+    pub fn restored_to(&self, target: RestoreTarget, completed: DateTime<Utc>) -> DateTime<Utc> {
+        match target {
+            RestoreTarget::At(instant) | RestoreTarget::LatestUntil(instant) => instant,
+            RestoreTarget::Latest => completed.max(self.stamp.unwrap_or(completed)),
+            RestoreTarget::Backup(_) => completed,
+        }
+    }
+
     /// The record that ends at the backup's stop. It lies in the last page before that or begins in
     /// the one before; the walk can begin with any page.
     async fn end_of_backup(

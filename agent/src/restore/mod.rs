@@ -4,7 +4,8 @@
 //! record to be replayed, [`plan`] says which WAL exists for it and how it must end, [`wal_server`] hands that WAL out and nothing else,
 //! [`recovery`] runs it, [`history`] compares the end with the plan. Around it: [`directory`] (where
 //! it happens), [`handover`] (what a restored server must not keep), [`parameters`] and [`tasks`]
-//! (what the caller is told). `crate::work::restore` puts them in the order of RELIABILITY §5.4.
+//! (what the caller is told). [`unattended`] is for the day on which there is no agent: it lays a directory out
+//! that PostgreSQL recovers by itself. `crate::work::restore` puts them in the order of RELIABILITY §5.4.
 
 pub mod directory;
 pub mod finished;
@@ -20,6 +21,7 @@ pub mod sample;
 pub mod segment_source;
 pub mod tablespace_guard;
 pub mod tasks;
+pub mod unattended;
 pub mod wal_get;
 pub mod wal_server;
 

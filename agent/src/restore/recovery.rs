@@ -7,12 +7,14 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_domain::Lsn;
+use holdfast_domain::job::RestoreSource;
+use holdfast_vault::backup::ManifestMeta;
 
 use super::history::{HISTORY_LIMIT, RecoveryEnd};
 use super::plan::Plan;
@@ -21,6 +23,7 @@ use super::wal_server::WalServer;
 use crate::error::{Error, Result};
 use crate::postgres::configuration::{self, ServerConfiguration, quote};
 use crate::postgres::{Postmaster, ServiceUser, connection, server_log};
+use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
 
 /// How often the log and the asked-for segment are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -104,10 +107,7 @@ impl RecoveryConfiguration<'_> {
             // A tenant's event trigger must not run with the agent's rights.
             line("event_triggers", "off")?;
         }
-        let prepared = self
-            .max_prepared_transactions
-            .unwrap_or(0)
-            .clamp(PREPARED_TRANSACTIONS, 262_143);
+        let prepared = prepared_transactions(self.max_prepared_transactions);
         line("max_prepared_transactions", &prepared.to_string())?;
         line(
             "unix_socket_directories",
@@ -130,12 +130,6 @@ impl RecoveryConfiguration<'_> {
 /// PostgreSQL hands this to a shell, the one place where none can be avoided: both paths are single
 /// words in it whatever they contain, and `%` is only ever PostgreSQL's.
 fn restore_command(executable: &Path, socket: &Path) -> Result<String> {
-    let word = |path: &Path| -> Result<String> {
-        Ok(format!(
-            "'{}'",
-            path_text(path)?.replace('\'', r"'\''").replace('%', "%%")
-        ))
-    };
     Ok(format!(
         "{} agent wal-get --plan {} \"%f\" \"%p\"",
         word(executable)?,
@@ -143,7 +137,20 @@ fn restore_command(executable: &Path, socket: &Path) -> Result<String> {
     ))
 }
 
-fn path_text(path: &Path) -> Result<&str> {
+/// At least as many as the source allowed, or recovery of what was prepared there aborts.
+pub(super) fn prepared_transactions(of_source: Option<u32>) -> u32 {
+    of_source.unwrap_or(0).clamp(PREPARED_TRANSACTIONS, 262_143)
+}
+
+/// A path as one word of a shell, in a place where PostgreSQL replaces `%f` and `%p`.
+pub(super) fn word(path: &Path) -> Result<String> {
+    Ok(format!(
+        "'{}'",
+        path_text(path)?.replace('\'', r"'\''").replace('%', "%%")
+    ))
+}
+
+pub(super) fn path_text(path: &Path) -> Result<&str> {
     path.to_str().ok_or(Error::Unquotable {
         what: "a path of the node",
     })
@@ -156,6 +163,59 @@ fn remove(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The catalogue and the manifest have to tell of the same backup.
+pub fn agree(source: &RestoreSource, meta: &ManifestMeta) -> Result<()> {
+    let same = meta.start_lsn == source.backup_start
+        && meta.stop_lsn == source.backup_stop
+        && meta.timeline == source.backup_timeline
+        && meta.wal_segment_bytes == source.wal_segment_bytes;
+    match same {
+        true => Ok(()),
+        false => Err(corrupted(
+            "the manifest in the store describes another backup than the catalogue",
+        )),
+    }
+}
+
+/// The control file that a backup brought, if it is one and the backup's.
+pub fn control_file(bytes: &[u8], meta: &ManifestMeta) -> Result<ControlFile> {
+    ControlFile::parse(bytes.to_vec())
+        .ok()
+        .filter(|control| control.system_identifier() == meta.system_identifier)
+        .ok_or_else(|| corrupted("the control file in the backup is damaged"))
+}
+
+fn corrupted(message: &str) -> Error {
+    Error::Failed {
+        code: "BackupCorrupted",
+        message: message.into(),
+        retryable: false,
+    }
+}
+
+/// The label says where recovery begins; the control file comes last and cannot start a cluster
+/// without it. Tablespaces need no map: their links were made where they will stay.
+pub fn place_labels(
+    data_dir: &Path,
+    backup_label: &[u8],
+    control: ControlFile,
+    user: &ServiceUser,
+) -> Result<()> {
+    let put = |name: &str, bytes: &[u8]| {
+        let path = data_dir.join(name);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(bytes))
+            .map_err(Error::file("write", &path))?;
+        user.chown(&path)
+    };
+    put("backup_label", backup_label)?;
+    put(CONTROL_FILE, control.with_impossible_checkpoint().bytes())
 }
 
 /// Waits until the recovery has ended and the server was promoted. A recovery that aborts is an

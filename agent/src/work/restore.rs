@@ -4,16 +4,12 @@
 //! beside its data. Half: the postmaster of an older attempt is ended and its directory removed
 //! first. The last rename makes the server visible, after everything that could still refuse it.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use holdfast_domain::job::{JobError, RestoreOutcome, RestoreSpec};
-use holdfast_domain::restore::RestoreTarget;
 use holdfast_vault::backup::{Manifest, RestoreInto, Restored, TablespaceRoot, restore_to};
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
@@ -35,7 +31,7 @@ use crate::restore::recovery::{self, RecoveryConfiguration};
 use crate::restore::segment_source::SegmentSource;
 use crate::restore::wal_server::WalServer;
 use crate::restore::{sample, tasks};
-use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
+use crate::snapshot::control_file::ControlFile;
 
 const STOP_WITHIN: Duration = Duration::from_secs(300);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -138,7 +134,7 @@ async fn build(
         Ok(Manifest::load(&stores, &data_key, source.incarnation, &source.manifest).await?)
     })
     .await?;
-    agree(spec, &manifest)?;
+    recovery::agree(source, &manifest.meta)?;
     let goal = patiently("the WAL around the target", || {
         Goal::find(source, spec.target, &stores, &data_key)
     })
@@ -159,11 +155,7 @@ async fn build(
         &progress,
     )
     .await?;
-    let control =
-        ControlFile::parse(restored.pg_control.to_vec()).map_err(|_| damaged_control())?;
-    if control.system_identifier() != manifest.meta.system_identifier {
-        return Err(damaged_control().into());
-    }
+    let control = recovery::control_file(&restored.pg_control, &manifest.meta)?;
     let source_parameters =
         parameters::of_directory(&building.data()).map_err(Error::file("read", building.data()))?;
 
@@ -182,31 +174,6 @@ async fn build(
             directory_tells: !matches!(error, Error::Canceled),
             error,
         })
-}
-
-/// The catalogue and the manifest have to tell of the same backup.
-fn agree(spec: &RestoreSpec, manifest: &Manifest) -> Result<()> {
-    let (source, meta) = (&spec.source, &manifest.meta);
-    let same = meta.start_lsn == source.backup_start
-        && meta.stop_lsn == source.backup_stop
-        && meta.timeline == source.backup_timeline
-        && meta.wal_segment_bytes == source.wal_segment_bytes;
-    if same {
-        return Ok(());
-    }
-    Err(Error::Failed {
-        code: "BackupCorrupted",
-        message: "the manifest in the store describes another backup than the catalogue".into(),
-        retryable: false,
-    })
-}
-
-fn damaged_control() -> Error {
-    Error::Failed {
-        code: "BackupCorrupted",
-        message: "the control file in the backup is damaged".into(),
-        retryable: false,
-    }
 }
 
 async fn copy_data(
@@ -307,7 +274,7 @@ impl Recovery<'_> {
                 .and_then(|value| value.parse().ok()),
         }
         .write(&data, user)?;
-        self.place_labels(control)?;
+        recovery::place_labels(&data, &meta.backup_label, control, user)?;
 
         let installation = node.installation(major)?;
         let minor_version = installation.minor.clone();
@@ -323,7 +290,10 @@ impl Recovery<'_> {
         .await?;
         recovery::replay(&postmaster, self.plan, &server, self.progress).await?;
         let end = recovery::verify_end(&data, self.plan)?;
-        let restored_to = self.restored_to();
+        let restored_to = self
+            .plan
+            .goal
+            .restored_to(self.spec.target, meta.completed_time);
         self.progress.finishing(restored_to);
 
         let password = self
@@ -375,35 +345,6 @@ impl Recovery<'_> {
             prepared_transactions: handed_over.prepared_transactions,
             damaged_pages: meta.corrupt_pages.len(),
         })
-    }
-
-    /// The label says where recovery begins; the control file comes last and cannot start a cluster
-    /// without it. Tablespaces need no map: their links were made where they will stay.
-    fn place_labels(&self, control: ControlFile) -> Result<()> {
-        let data = self.building.data();
-        let put = |name: &str, bytes: &[u8]| {
-            let path = data.join(name);
-            std::fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)
-                .and_then(|mut file| file.write_all(bytes))
-                .map_err(Error::file("write", &path))?;
-            self.ctx.node.service_user().chown(&path)
-        };
-        put("backup_label", &self.manifest.meta.backup_label)?;
-        put(CONTROL_FILE, control.with_impossible_checkpoint().bytes())
-    }
-
-    /// The instant that the reached state stands for (DESIGN §3.6).
-    fn restored_to(&self) -> DateTime<Utc> {
-        let backup = self.manifest.meta.completed_time;
-        match self.spec.target {
-            RestoreTarget::At(instant) | RestoreTarget::LatestUntil(instant) => instant,
-            RestoreTarget::Latest => backup.max(self.plan.goal.stamp.unwrap_or(backup)),
-            RestoreTarget::Backup(_) => backup,
-        }
     }
 }
 

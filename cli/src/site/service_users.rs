@@ -39,6 +39,20 @@ pub fn resolve() -> Result<ServiceUsers> {
     })
 }
 
+/// The user for PostgreSQL where no site runs: the one of that name, or the one of `up`'s servers, or
+/// the distribution's. None is made.
+pub fn for_one_server(name: Option<&str>) -> Result<ServiceUser> {
+    let known = |name: &&str| exists(name).unwrap_or(false);
+    let name = match name {
+        Some(name) => name,
+        None if !geteuid().is_root() => SERVERS,
+        None => [SERVERS, METADATA].into_iter().find(known).context(
+            "PostgreSQL refuses to run as root, and there is no user for it; name one with --owner",
+        )?,
+    };
+    Ok(ServiceUser::resolve(name)?)
+}
+
 /// Whether root would find a user for PostgreSQL; what `doctor` asks, without making one.
 pub fn available() -> Result<bool> {
     Ok(!geteuid().is_root() || exists(SERVERS)? || exists(METADATA)? || useradd().is_some())

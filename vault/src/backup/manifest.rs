@@ -304,6 +304,14 @@ impl Manifest {
         objects
     }
 
+    /// Whether everything that it needs was written by its own attempt.
+    pub(crate) fn stands_alone(&self) -> bool {
+        self.packs.iter().chain(&self.leaf_objects).all(|object| {
+            let origin = self.origins[object.origin as usize];
+            (origin.job, origin.epoch) == (self.job, self.epoch)
+        })
+    }
+
     pub(crate) fn stored_packs(&self) -> impl Iterator<Item = (PackId, Stored)> + '_ {
         self.packs.iter().map(|pack| self.stored(pack))
     }
@@ -337,6 +345,10 @@ impl Manifest {
         }
         if self.page_bytes as usize != PAGE_BYTES {
             return corrupted("its pages have a size that is not known here");
+        }
+        let segment = self.meta.wal_segment_bytes;
+        if !segment.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment) {
+            return corrupted("WAL segments cannot have the size that it says");
         }
         let objects = || self.packs.iter().chain(&self.leaf_objects);
         if objects().any(|object| {

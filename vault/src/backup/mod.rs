@@ -6,6 +6,7 @@
 //! changed; for the others its leaves name the frames of earlier backups, and a leaf none of whose
 //! pages changed is named again as it is. Bytes: `docs/VAULT-FORMAT.md` §4 to §6.
 
+mod audit;
 mod base;
 mod index;
 mod leaf;
@@ -24,6 +25,7 @@ mod tests;
 
 use holdfast_domain::{BackupId, IncarnationId, JobId};
 
+pub(crate) use audit::{Audit, needed_by};
 pub use base::BaseIndex;
 pub use manifest::{FileEntry, Manifest, ManifestMeta, Tablespace, find_manifest};
 pub use part::{Changes, PageCheck};

@@ -39,15 +39,35 @@ pub async fn establish_data_key(
         }
         wraps = load_wrapped_keys(stores, incarnation).await?;
     }
+    let (key, wrapped) = unwrap_any(wraps, ring, incarnation)?;
+    put_wrapped_key(stores, incarnation, &wrapped).await?;
+    Ok((key, wrapped))
+}
+
+/// The data key of an incarnation for somebody who reads: nothing is written.
+///
+/// # Errors
+/// [`Error::KeyUnavailable`] when no wrap opens under a key of the ring, or none is there.
+pub async fn find_data_key(
+    stores: &[Store],
+    ring: &KeyRing,
+    incarnation: IncarnationId,
+) -> Result<(DataKey, WrappedKey)> {
+    let wraps = load_wrapped_keys(stores, incarnation).await?;
+    unwrap_any(wraps, ring, incarnation)
+}
+
+fn unwrap_any(
+    wraps: Vec<WrappedKey>,
+    ring: &KeyRing,
+    incarnation: IncarnationId,
+) -> Result<(DataKey, WrappedKey)> {
     let mut refused = Error::KeyUnavailable {
         version: "any".to_owned(),
     };
     for wrapped in wraps.into_iter().rev() {
         match ring.unwrap(&wrapped, incarnation) {
-            Ok(key) => {
-                put_wrapped_key(stores, incarnation, &wrapped).await?;
-                return Ok((key, wrapped));
-            }
+            Ok(key) => return Ok((key, wrapped)),
             Err(error) => refused = error,
         }
     }
