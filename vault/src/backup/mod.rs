@@ -7,6 +7,7 @@
 //! pages changed is named again as it is. Bytes: `docs/VAULT-FORMAT.md` §4 to §6.
 
 mod base;
+mod compact;
 mod index;
 mod leaf;
 mod manifest;
@@ -25,6 +26,7 @@ mod tests;
 use holdfast_domain::{BackupId, IncarnationId, JobId};
 
 pub use base::BaseIndex;
+pub use compact::{Compaction, ToRewrite, compact};
 pub use manifest::{FileEntry, Manifest, ManifestMeta, Tablespace, find_manifest};
 pub use part::{Changes, PageCheck};
 pub use restore::{RestoreInto, Restored, TablespaceRoot, restore_to};
