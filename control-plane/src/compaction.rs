@@ -25,6 +25,8 @@ const LOOK_EVERY: TimeDelta = TimeDelta::hours(20);
 /// Each has a generation of its own.
 const ATTEMPTS: u32 = 3;
 const TIME_LIMIT: TimeDelta = TimeDelta::hours(6);
+/// A report names what was replaced and what is new once for each backup; so many names fit into one.
+const NAMES_AT_MOST: usize = 200_000;
 
 /// Queues a compaction when it is time to look and worth it. The caller holds the server.
 pub(crate) async fn queue(
@@ -43,17 +45,18 @@ pub(crate) async fn queue(
     }
     store::compaction::looked(unit.conn(), subscription, incarnation, now).await?;
     let objects = store::compaction::usage(unit.conn(), subscription, incarnation).await?;
-    let chosen = choose(&objects);
+    let mut chosen = choose(&objects);
     if chosen.is_empty() {
         return Ok(0);
     }
+    let complete =
+        store::backup::complete(unit.conn(), &[subscription.0], &[incarnation.0]).await?;
+    chosen.truncate((NAMES_AT_MOST / complete.len().max(1)).max(1));
     let bytes: u64 = chosen.iter().map(|object| object.bytes).sum();
     let living: u64 = chosen.iter().map(|object| object.living).sum();
     tracing::info!(server.id = %server.id, objects = chosen.len(), bytes, living, "mostly dead objects are rewritten");
     let mut backups = Vec::new();
-    for (_, backup) in
-        store::backup::complete(unit.conn(), &[subscription.0], &[incarnation.0]).await?
-    {
+    for (_, backup) in complete {
         let next_generation =
             store::compaction::reserve(unit.conn(), subscription, backup.id, ATTEMPTS).await?;
         backups.push(CompactedBackup {
