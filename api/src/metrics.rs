@@ -235,6 +235,13 @@ fn text(gauges: &Gauges) -> String {
         "Stored bytes that retention has deleted.",
     )
     .line(&[], number(gauges.pruned_bytes));
+    Family::of_kind(
+        &mut page,
+        "holdfast_compaction_written_bytes_total",
+        "counter",
+        "Stored bytes that were written to free those of mostly dead packs.",
+    )
+    .line(&[], number(gauges.rewritten_bytes));
     let mut family = Family::of_kind(
         &mut page,
         "holdfast_operation_duration_seconds",
@@ -313,6 +320,7 @@ mod tests {
                 seconds: 12.5,
             }],
             pruned_bytes: 4096,
+            rewritten_bytes: 512,
             operations_in_progress: 1,
             jobs: vec![("leased".into(), 2)],
             agents: vec![("eastus2-1".into(), true)],
@@ -327,6 +335,7 @@ mod tests {
             "holdfast_wal_archive_lag_seconds{server=\"/s/pg\\\"1\"} 0.25",
             "# TYPE holdfast_prune_deleted_bytes_total counter",
             "holdfast_prune_deleted_bytes_total 4096",
+            "holdfast_compaction_written_bytes_total 512",
             "# TYPE holdfast_operation_duration_seconds histogram",
             "holdfast_operation_duration_seconds_bucket{type=\"create-server\",status=\"succeeded\",le=\"5\"} 2",
             "holdfast_operation_duration_seconds_bucket{type=\"create-server\",status=\"succeeded\",le=\"+Inf\"} 3",

@@ -17,7 +17,7 @@ use crate::store::incarnation::Finished;
 use crate::store::job::Job;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
-use crate::{ControlPlane, Error, Result, prune};
+use crate::{ControlPlane, Error, Result, compaction, prune};
 
 pub(crate) async fn apply(
     control_plane: &ControlPlane,
@@ -95,6 +95,9 @@ pub(crate) async fn apply(
             .await
         }
         (JobSpec::Prune(spec), JobOutcome::Prune(made)) => pruned(unit, job, spec, made).await,
+        (JobSpec::Compact(spec), JobOutcome::Compact(made)) => {
+            compaction::settle(control_plane, unit, job, spec, made).await
+        }
         (JobSpec::Power(spec), JobOutcome::Power(made)) => {
             set_minor(unit, job, &made.minor_version).await?;
             take_in(
@@ -201,6 +204,7 @@ async fn complete_backup(
     let life = store::incarnation::get(unit.conn(), job.subscription, incarnation).await?;
     store::wal::of_backup(unit.conn(), job.subscription, incarnation, made).await?;
     store::backup::completed(unit.conn(), &backup, &name, made, &life.vaults, now).await?;
+    store::superseded::recount(unit.conn(), job.subscription, incarnation).await?;
     if job.operation.is_none() {
         let server = server_of(unit, job).await?;
         let event = of_service(

@@ -139,7 +139,9 @@ pub(crate) async fn compose(
             placement: place,
             wrapped_key: subject.incarnation.wrapped_key.clone(),
         })),
-        JobKind::Prune => return Err(Error::corrupt("no operation prunes")),
+        JobKind::Prune | JobKind::Compact => {
+            return Err(Error::corrupt("no operation prunes or compacts"));
+        }
     })
 }
 

@@ -49,6 +49,8 @@ pub struct Gauges {
     pub durations: Vec<Durations>,
     /// What prune jobs have deleted so far.
     pub pruned_bytes: u64,
+    /// What compactions have written so far.
+    pub rewritten_bytes: u64,
     pub operations_in_progress: u64,
     /// Jobs that are not over, by state.
     pub jobs: Vec<(String, u64)>,
@@ -66,7 +68,7 @@ impl ControlPlane {
         let counts = gauge::counts(&mut conn).await?;
         let facts = gauge::server_facts(&mut conn).await?;
         let durations = durations(&gauge::durations(&mut conn).await?);
-        let pruned_bytes = gauge::pruned(&mut conn).await?;
+        let (pruned_bytes, rewritten_bytes) = gauge::tidied(&mut conn).await?;
         drop(conn);
         let mut servers = Vec::new();
         for subscription in subscriptions {
@@ -119,6 +121,7 @@ impl ControlPlane {
             servers,
             durations,
             pruned_bytes,
+            rewritten_bytes,
             operations_in_progress: counts.operations,
             jobs: counts.jobs,
             agents,

@@ -14,6 +14,7 @@ mod advance;
 mod apply;
 pub mod backup;
 pub mod clock;
+mod compaction;
 mod compose;
 mod control_plane;
 mod deadline;

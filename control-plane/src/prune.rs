@@ -42,7 +42,14 @@ pub(crate) async fn queue(
     let life = store::incarnation::get(unit.conn(), subscription, incarnation).await?;
     let backups = store::backup::to_prune(unit.conn(), subscription, incarnation, now).await?;
     let mut keys = manifests(&backups);
+    let superseded =
+        store::superseded::to_prune(unit.conn(), subscription, incarnation, now).await?;
+    let (old, packs): (Vec<_>, Vec<_>) = superseded
+        .into_iter()
+        .partition(|key| key.starts_with("backups/"));
+    keys.extend(old);
     keys.extend(exclusive(unit, subscription, incarnation, &backups).await?);
+    keys.extend(packs);
     if store::pin::on(unit.conn(), subscription, incarnation)
         .await?
         .is_empty()
@@ -173,6 +180,7 @@ pub(crate) async fn deletable(
     let backups = store::backup::to_prune(unit.conn(), subscription, incarnation, now).await?;
     let mut may: BTreeSet<String> = manifests(&backups).into_iter().collect();
     may.extend(exclusive(unit, subscription, incarnation, &backups).await?);
+    may.extend(store::superseded::to_prune(unit.conn(), subscription, incarnation, now).await?);
     // What is found by a listing goes by the listing's rule alone, or a pack could go before its manifest.
     let listed: BTreeSet<&String> = spec.keys.iter().collect();
     may.retain(|key| listed.contains(key));
@@ -240,6 +248,8 @@ pub(crate) async fn settle(
             .await?;
     store::backup::gone(unit.conn(), subscription, &gone, now).await?;
     store::wal::forget(unit.conn(), subscription, spec.incarnation, deleted).await?;
+    store::superseded::forget(unit.conn(), subscription, spec.incarnation, deleted).await?;
+    store::superseded::recount(unit.conn(), subscription, spec.incarnation).await?;
     match &spec.leavings {
         Leavings::Nowhere => {}
         // What was withheld is named by a backup and goes with it.

@@ -13,7 +13,7 @@ use crate::settle::said;
 use crate::store::job::Job;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
-use crate::{ControlPlane, Error, Result, job};
+use crate::{ControlPlane, Error, Result, compaction, job};
 
 impl ControlPlane {
     /// # Errors
@@ -150,6 +150,7 @@ pub(crate) async fn failed(
         now,
     )
     .await?;
+    compaction::gave_up(unit, job).await?;
     let failure = Failure {
         code: error.code.clone(),
         message: error.message.clone(),
@@ -166,6 +167,7 @@ pub(crate) async fn canceled(
 ) -> Result<()> {
     let now = unit.now();
     store::job::end(unit.conn(), job, JobState::Canceled, None, result_hash, now).await?;
+    compaction::gave_up(unit, job).await?;
     let failure = Failure {
         code: store::backup::CANCELED.to_owned(),
         message: "The server was stopped, restarted or deleted while this backup was being taken."

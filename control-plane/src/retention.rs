@@ -1,5 +1,5 @@
 //! Duty: what has left the retention window is unlinked, and after its grace deleted. What may go is
-//! said in `domain::retention`; deleting is [`crate::prune`].
+//! said in `domain::retention`; deleting is [`crate::prune`], rewriting [`crate::compaction`].
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::error::one_of_many;
 use crate::store::catalogue::Depth;
 use crate::store::{self, Hold};
 use crate::transaction::Unit;
-use crate::{ControlPlane, Result, prune};
+use crate::{ControlPlane, Result, compaction, prune};
 
 /// Clocks that differ by more than this are not believed when something is to be taken away.
 const CLOCKS_AGREE: TimeDelta = TimeDelta::hours(1);
@@ -68,6 +68,7 @@ impl ControlPlane {
             purge(&mut unit, &server, incarnation).await?
         } else {
             self.sweep_one(&mut unit, &server, incarnation).await?
+                + compaction::queue(&mut unit, &server, incarnation).await?
         };
         done += prune::queue(self, &mut unit, &server, incarnation, over).await?;
         unit.commit().await?;
@@ -233,6 +234,7 @@ async fn purge(unit: &mut Unit, server: &Server, incarnation: IncarnationId) -> 
         unlinked.record(unit, server);
     }
     store::backup::hasten(unit.conn(), subscription, incarnation, now).await?;
+    store::superseded::hasten(unit.conn(), subscription, incarnation, now).await?;
     let objects = store::wal::expire_all(unit.conn(), subscription, incarnation, now).await?;
     Ok(usize::try_from(backups + objects).unwrap_or(usize::MAX))
 }

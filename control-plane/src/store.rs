@@ -7,6 +7,7 @@
 pub(crate) mod activity;
 pub(crate) mod backup;
 pub(crate) mod catalogue;
+pub(crate) mod compaction;
 pub(crate) mod gauge;
 pub(crate) mod idempotency;
 pub(crate) mod incarnation;
@@ -19,6 +20,7 @@ pub(crate) mod pin;
 pub(crate) mod resource_group;
 pub(crate) mod server;
 pub(crate) mod snapshot;
+pub(crate) mod superseded;
 pub(crate) mod wal;
 
 /// What happens to the row that is read.

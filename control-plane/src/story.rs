@@ -464,6 +464,7 @@ impl World {
                     left: 0,
                 })
             }
+            JobSpec::Compact(_) => JobOutcome::Compact(CompactOutcome::default()),
             JobSpec::Power(_) => JobOutcome::Power(PowerOutcome {
                 minor_version: "15.18".to_owned(),
                 drained: true,
@@ -494,10 +495,12 @@ impl World {
         let own = ObjectRef {
             key: format!("packs/{incarnation}/{}.{}/0", job.job, job.epoch),
             bytes: 1000,
+            living: None,
         };
         let shared = ObjectRef {
             key: format!("packs/{incarnation}/shared"),
             bytes: 5000,
+            living: None,
         };
         SnapshotOutcome {
             manifest: ManifestRef {

@@ -28,6 +28,7 @@ pub enum JobKind {
     ArchiveWal,
     Restore,
     Prune,
+    Compact,
     Power,
     Drop,
 }
@@ -59,6 +60,7 @@ pub enum JobSpec {
     ArchiveWal(ArchiveWalSpec),
     Restore(Box<RestoreSpec>),
     Prune(PruneSpec),
+    Compact(CompactSpec),
     Power(PowerSpec),
     Drop(DropSpec),
 }
@@ -72,6 +74,7 @@ impl JobSpec {
             Self::ArchiveWal(_) => JobKind::ArchiveWal,
             Self::Restore(_) => JobKind::Restore,
             Self::Prune(_) => JobKind::Prune,
+            Self::Compact(_) => JobKind::Compact,
             Self::Power(_) => JobKind::Power,
             Self::Drop(_) => JobKind::Drop,
         }
@@ -184,6 +187,9 @@ pub struct SnapshotOutcome {
 pub struct ObjectRef {
     pub key: String,
     pub bytes: u64,
+    /// About how much of it the backup that names it needs; `None`: not known, so all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub living: Option<u64>,
 }
 
 /// Makes the newest WAL durable, so that "latest" means what the caller means.
@@ -294,6 +300,56 @@ pub struct PruneOutcome {
     pub left: u64,
 }
 
+/// Rewrites objects most of which no backup needs: pages and leaves in them that backups do need go into
+/// new ones, and each backup that named them gets a manifest of a new generation (DESIGN §3.1, ADR 18).
+/// Old manifests and objects stay; the catalogue lets them go when it has taken the new ones in.
+/// Twice: each attempt has generations and keys of its own. Half: no catalogue names what it wrote; its
+/// manifests are equal to the old ones as long as they are whole, and go with what they name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactSpec {
+    pub placement: Placement,
+    pub wrapped_key: WrappedKey,
+    /// Every complete backup, oldest first.
+    pub backups: Vec<CompactedBackup>,
+    /// Keys of the packs and leaf objects to rewrite.
+    pub objects: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactedBackup {
+    /// The generation in use.
+    pub manifest: ManifestRef,
+    /// The generation that the first attempt writes; each later one writes the next. Reserved for this job.
+    pub next_generation: u32,
+}
+
+impl CompactedBackup {
+    /// What the attempt of this epoch writes; `None`: there is no such attempt.
+    #[must_use]
+    pub fn generation_of(&self, epoch: i64) -> Option<u32> {
+        let later = u32::try_from(epoch.checked_sub(1)?).ok()?;
+        self.next_generation.checked_add(later)
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactOutcome {
+    /// Backups that named some of the objects. The others are as they were.
+    pub backups: Vec<RewrittenBackup>,
+    /// Of the rewritten objects, what was read to copy it.
+    pub bytes_read: u64,
+    /// New packs and leaf objects.
+    pub bytes_written: u64,
+}
+
+/// A backup under a new manifest, and what that names differently.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewrittenBackup {
+    pub manifest: ManifestRef,
+    pub added: Vec<ObjectRef>,
+    pub dropped: Vec<String>,
+}
+
 /// Brings a server to a state of rest or work. Twice: nothing to do the second time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerSpec {
@@ -342,6 +398,7 @@ pub enum JobOutcome {
     ArchiveWal(ArchiveWalOutcome),
     Restore(Box<RestoreOutcome>),
     Prune(PruneOutcome),
+    Compact(CompactOutcome),
     Power(PowerOutcome),
     Drop(DropOutcome),
 }
@@ -355,6 +412,7 @@ impl JobOutcome {
             Self::ArchiveWal(_) => JobKind::ArchiveWal,
             Self::Restore(_) => JobKind::Restore,
             Self::Prune(_) => JobKind::Prune,
+            Self::Compact(_) => JobKind::Compact,
             Self::Power(_) => JobKind::Power,
             Self::Drop(_) => JobKind::Drop,
         }

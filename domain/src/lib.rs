@@ -10,6 +10,7 @@
 pub mod activity;
 pub mod backup;
 pub mod catalogue;
+pub mod compaction;
 #[cfg(test)]
 mod history;
 pub mod id;

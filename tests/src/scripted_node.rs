@@ -11,15 +11,16 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_control_plane::ControlPlane;
 use holdfast_domain::job::{
-    ArchiveWalMode, ArchiveWalOutcome, DropOutcome, HelloRequest, JobError, JobKind, JobOutcome,
-    JobResult, JobSpec, JoinRequest, LeaseRef, LeasedJob, ManifestRef, NodeInventory, ObjectRef,
-    Placement, Power, PowerOutcome, ProvisionOutcome, PruneOutcome, RestoreOutcome, RestoreSpec,
-    ServerObservation, SnapshotOutcome, SnapshotSpec, WalGap, WalReport, WrappedKey,
+    ArchiveWalMode, ArchiveWalOutcome, CompactOutcome, CompactSpec, DropOutcome, HelloRequest,
+    JobError, JobKind, JobOutcome, JobResult, JobSpec, JoinRequest, LeaseRef, LeasedJob,
+    ManifestRef, NodeInventory, ObjectRef, Placement, Power, PowerOutcome, ProvisionOutcome,
+    PruneOutcome, RestoreOutcome, RestoreSpec, RewrittenBackup, ServerObservation, SnapshotOutcome,
+    SnapshotSpec, WalGap, WalReport, WrappedKey,
 };
 use holdfast_domain::redundancy::Vault;
 use holdfast_domain::restore::RestoreTarget;
 use holdfast_domain::wal::{Stamp, Stamps, TimelineStart, WalObject};
-use holdfast_domain::{BootId, IncarnationId, Lsn, NodeId, ServerId, Timeline};
+use holdfast_domain::{BackupId, BootId, IncarnationId, Lsn, NodeId, ServerId, Timeline};
 use holdfast_vault::layout;
 
 /// What a record of ours takes in the log.
@@ -80,6 +81,10 @@ pub struct ScriptedNode {
     pub leased: Vec<LeasedJob>,
     /// So much is the clock of this node, and of the servers on it, behind everybody else's.
     pub clock_behind: TimeDelta,
+    /// Backups need earlier ones' packs too, of each half as much as the backup before did.
+    pub shares: bool,
+    /// What each backup names, newest last.
+    pub named: Vec<(IncarnationId, BackupId, Vec<ObjectRef>)>,
     lives: BTreeMap<IncarnationId, Life>,
     deaf: bool,
 }
@@ -129,6 +134,8 @@ pub async fn join(
         abandoned: Vec::new(),
         leased: Vec::new(),
         clock_behind: TimeDelta::zero(),
+        shares: false,
+        named: Vec::new(),
         lives: BTreeMap::new(),
         deaf: false,
     };
@@ -310,6 +317,7 @@ impl ScriptedNode {
                     left: 0,
                 })
             }
+            JobSpec::Compact(spec) => JobOutcome::Compact(self.compact(job, spec)),
             JobSpec::Power(spec) => {
                 let life = self.life(&spec.placement)?;
                 let report = life
@@ -362,7 +370,23 @@ impl ScriptedNode {
         let object = |key| ObjectRef {
             key,
             bytes: 1 << 20,
+            living: Some(1 << 20),
         };
+        let mut objects = vec![
+            object(layout::pack(incarnation, job.job, job.epoch, 0)),
+            object(layout::leaves(incarnation, job.job, job.epoch, 0)),
+        ];
+        let earlier = self.named.iter().rev().find(|(of, ..)| *of == incarnation);
+        if let Some((.., earlier)) = earlier.filter(|_| self.shares) {
+            let packs = earlier
+                .iter()
+                .filter(|object| object.key.starts_with("packs/"));
+            objects.extend(packs.map(|pack| ObjectRef {
+                living: pack.living.map(|living| living / 2),
+                ..pack.clone()
+            }));
+        }
+        self.named.push((incarnation, spec.backup, objects.clone()));
         Ok(SnapshotOutcome {
             manifest: ManifestRef {
                 backup: spec.backup,
@@ -377,13 +401,58 @@ impl ScriptedNode {
             minor_version: MINOR.to_owned(),
             logical_bytes: 32 << 20,
             stored_bytes: 2 << 20,
-            objects: vec![
-                object(layout::pack(incarnation, job.job, job.epoch, 0)),
-                object(layout::leaves(incarnation, job.job, job.epoch, 0)),
-            ],
+            objects,
             wal: vec![],
             corrupt_pages: vec![],
         })
+    }
+
+    /// All that lives of the objects goes into one pack, which every backup concerned names.
+    fn compact(&mut self, job: &LeasedJob, spec: &CompactSpec) -> CompactOutcome {
+        let incarnation = spec.placement.incarnation;
+        let mut outcome = CompactOutcome {
+            bytes_read: 1 << 20,
+            bytes_written: 1 << 19,
+            ..CompactOutcome::default()
+        };
+        for asked in &spec.backups {
+            let backup = asked.manifest.backup;
+            let Some((.., named)) = self.named.iter_mut().find(|(_, of, _)| *of == backup) else {
+                continue;
+            };
+            let (dropped, kept): (Vec<_>, Vec<_>) = named
+                .iter()
+                .cloned()
+                .partition(|object| spec.objects.contains(&object.key));
+            if dropped.is_empty() {
+                continue;
+            }
+            let living = dropped
+                .iter()
+                .filter_map(|object| object.living)
+                .sum::<u64>();
+            let added = ObjectRef {
+                key: layout::pack(incarnation, job.job, job.epoch, 0),
+                bytes: 1 << 19,
+                living: Some(living.min(1 << 19)),
+            };
+            *named = kept;
+            named.push(added.clone());
+            let generation = asked
+                .generation_of(job.epoch)
+                .expect("epochs begin with one");
+            outcome.backups.push(RewrittenBackup {
+                manifest: ManifestRef {
+                    backup,
+                    generation,
+                    key: layout::manifest(incarnation, backup, generation),
+                    hash: "cd".repeat(32),
+                },
+                added: vec![added],
+                dropped: dropped.into_iter().map(|object| object.key).collect(),
+            });
+        }
+        outcome
     }
 
     fn restore(&mut self, spec: &RestoreSpec, now: DateTime<Utc>) -> RestoreOutcome {

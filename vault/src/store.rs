@@ -368,6 +368,7 @@ impl Store {
                 Some(ObjectRef {
                     key: self.key_of(&meta.location)?,
                     bytes: meta.size,
+                    living: None,
                 })
             })
             .collect();

@@ -28,6 +28,8 @@ pub mod wal_server;
 pub use wal_get::wal_get_main;
 
 #[cfg(test)]
+mod compaction_tests;
+#[cfg(test)]
 mod outage_tests;
 #[cfg(test)]
 mod round_trip_tests;

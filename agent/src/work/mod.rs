@@ -2,6 +2,7 @@
 //! its spec in `holdfast_domain::job`.
 
 pub mod archive_wal;
+pub mod compact;
 pub mod drop;
 pub mod power;
 pub mod provision;
@@ -18,11 +19,12 @@ use holdfast_domain::job::{JobError, JobOutcome, JobSpec};
 use crate::error::Error;
 use crate::job::JobContext;
 
-/// Does a job. Snapshots and prunes of one incarnation take turns (DESIGN §3.9).
+/// Does a job. Snapshots, prunes and compactions of one incarnation take turns (DESIGN §3.9).
 pub async fn run(ctx: &JobContext, spec: JobSpec) -> Result<JobOutcome, JobError> {
     let writes_to = match &spec {
         JobSpec::Snapshot(spec) => Some(spec.placement.incarnation),
         JobSpec::Prune(spec) => Some(spec.incarnation),
+        JobSpec::Compact(spec) => Some(spec.placement.incarnation),
         _ => None,
     };
     let _turn = match writes_to {
@@ -38,6 +40,7 @@ pub async fn run(ctx: &JobContext, spec: JobSpec) -> Result<JobOutcome, JobError
         JobSpec::ArchiveWal(spec) => JobOutcome::ArchiveWal(archive_wal::run(ctx, spec).await?),
         JobSpec::Restore(spec) => JobOutcome::Restore(Box::new(restore::run(ctx, *spec).await?)),
         JobSpec::Prune(spec) => JobOutcome::Prune(prune::run(ctx, spec).await?),
+        JobSpec::Compact(spec) => JobOutcome::Compact(compact::run(ctx, spec).await?),
         JobSpec::Power(spec) => JobOutcome::Power(power::run(ctx, spec).await?),
         JobSpec::Drop(spec) => JobOutcome::Drop(drop::run(ctx, spec).await?),
     })
@@ -52,6 +55,8 @@ pub fn changes(spec: &JobSpec) -> Option<IncarnationId> {
         JobSpec::Restore(spec) => Some(spec.placement.incarnation),
         JobSpec::Power(spec) => Some(spec.placement.incarnation),
         JobSpec::Drop(spec) => Some(spec.placement.incarnation),
-        JobSpec::Snapshot(_) | JobSpec::ArchiveWal(_) | JobSpec::Prune(_) => None,
+        JobSpec::Snapshot(_) | JobSpec::ArchiveWal(_) | JobSpec::Prune(_) | JobSpec::Compact(_) => {
+            None
+        }
     }
 }

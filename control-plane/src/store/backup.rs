@@ -296,9 +296,19 @@ pub(crate) async fn completed(
         .iter()
         .map(|object| bytes(object.bytes))
         .collect::<Result<Vec<_>>>()?;
+    let living = made
+        .objects
+        .iter()
+        .map(|object| {
+            object
+                .living
+                .map(|living| bytes(living.min(object.bytes)))
+                .transpose()
+        })
+        .collect::<Result<Vec<_>>>()?;
     sqlx::query(
-        "insert into backup_object (subscription_id, backup_id, incarnation_id, key, bytes)
-         select $1, $2, $3, o.* from unnest($4::text[], $5::bigint[]) as o
+        "insert into backup_object (subscription_id, backup_id, incarnation_id, key, bytes, living)
+         select $1, $2, $3, o.* from unnest($4::text[], $5::bigint[], $6::bigint[]) as o
          on conflict do nothing",
     )
     .bind(backup.subscription.0)
@@ -311,6 +321,7 @@ pub(crate) async fn completed(
             .collect::<Vec<_>>(),
     )
     .bind(sizes)
+    .bind(living)
     .execute(&mut *conn)
     .await?;
     sqlx::query(
@@ -436,7 +447,7 @@ pub(crate) async fn to_prune(
     rows.into_iter().map(Backup::try_from).collect()
 }
 
-/// Objects that these backups name and no other that is not gone.
+/// Objects that these backups name and no other that is not gone. What was superseded goes on its own terms.
 pub(crate) async fn exclusive_objects(
     conn: &mut PgConnection,
     subscription: SubscriptionId,
@@ -450,6 +461,8 @@ pub(crate) async fn exclusive_objects(
             and not exists (select from backup_object other
                              where other.subscription_id = $1 and other.incarnation_id = $2
                                and other.key = mine.key and other.backup_id <> all($3))
+            and not exists (select from superseded_object s
+                             where s.subscription_id = $1 and s.incarnation_id = $2 and s.key = mine.key)
           order by mine.key",
     )
     .bind(subscription.0)
@@ -545,7 +558,8 @@ pub(crate) async fn any_left(
     let (left,): (bool,) = sqlx::query_as(
         "select exists (select from backup where subscription_id = $1 and incarnation_id = $2
                            and state in ('requested', 'running', 'complete', 'expiring'))
-             or exists (select from wal_object where subscription_id = $1 and incarnation_id = $2)",
+             or exists (select from wal_object where subscription_id = $1 and incarnation_id = $2)
+             or exists (select from superseded_object where subscription_id = $1 and incarnation_id = $2)",
     )
     .bind(subscription.0)
     .bind(incarnation.0)
@@ -555,7 +569,7 @@ pub(crate) async fn any_left(
 }
 
 /// Those of the keys that nothing in the catalogue of this life names: no backup whose bytes are not
-/// gone, no manifest in use, no WAL.
+/// gone, no manifest in use, no WAL, and nothing that was superseded and waits for its time.
 pub(crate) async fn unnamed(
     conn: &mut PgConnection,
     subscription: SubscriptionId,
@@ -570,7 +584,9 @@ pub(crate) async fn unnamed(
                              where b.subscription_id = $1 and b.incarnation_id = $2
                                and b.state in ('complete', 'expiring') and b.manifest ->> 'key' = k.key)
             and not exists (select from wal_object w
-                             where w.subscription_id = $1 and w.incarnation_id = $2 and w.key = k.key)",
+                             where w.subscription_id = $1 and w.incarnation_id = $2 and w.key = k.key)
+            and not exists (select from superseded_object s
+                             where s.subscription_id = $1 and s.incarnation_id = $2 and s.key = k.key)",
     )
     .bind(subscription.0)
     .bind(incarnation.0)

@@ -82,11 +82,14 @@ pub(crate) async fn add_pruned(conn: &mut PgConnection, bytes: u64) -> Result<()
     Ok(())
 }
 
-pub(crate) async fn pruned(conn: &mut PgConnection) -> Result<u64> {
-    let bytes: Option<i64> = sqlx::query_scalar("select bytes from prune_tally")
-        .fetch_optional(conn)
-        .await?;
-    Ok(bytes.unwrap_or_default().unsigned_abs())
+/// Bytes that prune jobs freed, and bytes that compactions wrote.
+pub(crate) async fn tidied(conn: &mut PgConnection) -> Result<(u64, u64)> {
+    let bytes: Option<(i64, i64)> =
+        sqlx::query_as("select bytes, rewritten_bytes from prune_tally")
+            .fetch_optional(conn)
+            .await?;
+    let (pruned, rewritten) = bytes.unwrap_or_default();
+    Ok((pruned.unsigned_abs(), rewritten.unsigned_abs()))
 }
 
 pub(crate) async fn subscriptions(conn: &mut PgConnection) -> Result<Vec<SubscriptionId>> {
@@ -135,7 +138,7 @@ pub(crate) async fn server_facts(
         "select s.id,
                 b.last_success,
                 b.last_failure,
-                coalesce(b.bytes, 0)::bigint,
+                coalesce(l.backup_bytes, 0),
                 coalesce(w.bytes, 0)::bigint,
                 {CAUGHT_UP_AT},
                 i.problem is not null
@@ -143,8 +146,7 @@ pub(crate) async fn server_facts(
            left join incarnation i on i.subscription_id = s.subscription_id and i.id = s.incarnation_id
            left join lateral (
                 select max(completed_time) as last_success,
-                       max(failed_at)      as last_failure,
-                       sum(stored_bytes) filter (where state in ('complete', 'expiring')) as bytes
+                       max(failed_at)      as last_failure
                   from backup
                  where subscription_id = s.subscription_id and server_id = s.id) b on true
            left join lateral (

@@ -168,11 +168,11 @@ macro_rules! ready {
     () => {
         "from job j
           where j.node_id = $1 and j.state = 'queued' and j.run_at <= lease_now()
-            and not (j.kind in ('snapshot', 'prune')
+            and not (j.kind in ('snapshot', 'prune', 'compact')
                      and exists (select from job writer
                                   where writer.subscription_id = j.subscription_id
                                     and writer.incarnation_id = j.incarnation_id
-                                    and writer.state = 'leased' and writer.kind in ('snapshot', 'prune')))"
+                                    and writer.state = 'leased' and writer.kind in ('snapshot', 'prune', 'compact')))"
     };
 }
 
@@ -388,8 +388,9 @@ pub(crate) async fn hold_open(
     Ok(())
 }
 
-/// Snapshot jobs that ended, without a backup or not at the first attempt, and whose leavings were not
-/// looked for yet; oldest first. Not while another job may still publish the same backup.
+/// Snapshots and compactions that ended, without success or not at the first attempt, and whose leavings
+/// were not looked for yet; oldest first. Not while another job may still publish the same backup, and not
+/// before the manifests that a compaction wrote in vain are gone: they name what it left.
 pub(crate) async fn to_reclaim(
     conn: &mut PgConnection,
     subscription: SubscriptionId,
@@ -399,11 +400,14 @@ pub(crate) async fn to_reclaim(
 ) -> Result<Vec<EndedAttempts>> {
     let rows: Vec<(Uuid, i64, Option<Uuid>)> = sqlx::query_as(
         "select j.id, j.epoch, case when b.state = 'failed' then b.id end
-           from job j join backup b on (b.subscription_id, b.id) = (j.subscription_id, j.backup_id)
-          where j.subscription_id = $1 and j.incarnation_id = $2 and j.kind = 'snapshot'
+           from job j left join backup b on (b.subscription_id, b.id) = (j.subscription_id, j.backup_id)
+          where j.subscription_id = $1 and j.incarnation_id = $2 and j.kind in ('snapshot', 'compact')
             and j.ended_at <= $3 and j.reclaimed_at is null
             and j.attempts > 0 and (j.state <> 'done' or j.attempts > 1)
-            and b.state not in ('requested', 'running')
+            and case j.kind when 'snapshot' then b.state not in ('requested', 'running')
+                else not exists (select from superseded_object s
+                                  where s.subscription_id = j.subscription_id and s.job_id = j.id
+                                    and starts_with(s.key, 'backups/')) end
           order by j.ended_at, j.id limit $4",
     )
     .bind(subscription.0)
@@ -436,6 +440,19 @@ pub(crate) async fn reclaimed(
     .bind(subscription.0)
     .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
     .bind(now)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A queued job is to do the same with newer facts.
+pub(crate) async fn set_spec(conn: &mut PgConnection, job: &Job, spec: &JobSpec) -> Result<()> {
+    sqlx::query(
+        "update job set spec = $3 where subscription_id = $1 and id = $2 and state = 'queued'",
+    )
+    .bind(job.subscription.0)
+    .bind(job.id.0)
+    .bind(json(spec)?)
     .execute(conn)
     .await?;
     Ok(())

@@ -164,6 +164,21 @@ impl Leaf {
         Ok(Self { frames, runs, sum })
     }
 
+    /// How many pages lie in each pack. Every frame is in it, even one whose pages none names.
+    pub fn pages_by_pack(&self) -> HashMap<PackId, u32> {
+        let mut frames = vec![0; self.frames.len()];
+        for run in &self.runs {
+            if let Some(frame) = run.frame {
+                frames[frame as usize] += run.pages;
+            }
+        }
+        let mut packs = HashMap::new();
+        for (frame, pages) in self.frames.iter().zip(frames) {
+            *packs.entry(frame.pack).or_default() += pages;
+        }
+        packs
+    }
+
     /// Where the pages from `first` on lie: frame and slot, or `None` for zeros.
     pub fn places_from(&self, first: u32) -> impl Iterator<Item = Option<(u32, u32)>> + '_ {
         let at = self

@@ -5,6 +5,7 @@
 //! `docs/VAULT-FORMAT.md` §6.
 
 mod find;
+mod rewrite;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -15,6 +16,7 @@ use holdfast_domain::{BackupId, IncarnationId, JobId, Lsn, ServerId, Timeline};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use find::find_manifest;
+pub(crate) use rewrite::Rewriting;
 
 use super::leaf::PackId;
 use super::pack::Stored;
@@ -27,6 +29,10 @@ use crate::store::{Store, get_anywhere};
 use crate::{Error, Result, layout};
 
 const FORMAT: u32 = 1;
+/// What a leaf object has before its first leaf: its header.
+const LEAVES_BEGIN: u64 = 80;
+
+type KeyOf = fn(IncarnationId, JobId, i64, u32) -> String;
 
 /// What is known of a backup beside its files. The agent fills it in when PostgreSQL has ended the
 /// backup (RELIABILITY §5.2).
@@ -121,6 +127,21 @@ pub(crate) struct StoredPack {
     /// Where a pack's index lies. Leaf objects have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<FrameIn>,
+    /// What is needed of a pack. Not there in leaf objects and in manifests from before it was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<PagesOf>,
+}
+
+/// How many pages of a pack this backup names, and how many are in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PagesOf(pub u32, pub u32);
+
+/// A pack that a backup names, and how many pages of it, where that is known.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NamedPack {
+    pub id: PackId,
+    pub stored: Stored,
+    pub used: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,7 +168,7 @@ pub struct Manifest {
 
 /// What a writer has gathered when everything but the manifest is durable.
 pub(crate) struct Contents {
-    pub packs: Vec<(PackId, Stored)>,
+    pub packs: Vec<NamedPack>,
     pub leaf_objects: Vec<(PackId, Stored)>,
     pub tablespaces: Vec<Tablespace>,
     pub directories: Vec<String>,
@@ -158,24 +179,7 @@ pub(crate) struct Contents {
 
 impl Manifest {
     pub(crate) fn new(attempt: Attempt, meta: ManifestMeta, contents: Contents) -> Self {
-        let mut origins: Vec<StoredOrigin> = contents
-            .packs
-            .iter()
-            .chain(&contents.leaf_objects)
-            .map(|(pack, _)| pack.origin.into())
-            .collect();
-        origins.sort_unstable();
-        origins.dedup();
-        let stored = |(pack, Stored { bytes, index }): (PackId, Stored)| StoredPack {
-            origin: origins
-                .binary_search(&pack.origin.into())
-                .expect("the table was made of these very origins") as u32,
-            number: pack.number,
-            bytes,
-            index,
-        };
-        let packs = contents.packs.into_iter().map(stored).collect();
-        let leaf_objects = contents.leaf_objects.into_iter().map(stored).collect();
+        let (origins, packs, leaf_objects) = tables(&contents.packs, &contents.leaf_objects);
         Self {
             format: FORMAT,
             incarnation: attempt.incarnation,
@@ -282,21 +286,29 @@ impl Manifest {
     /// Every pack and leaf object that this backup needs, those of earlier backups included.
     #[must_use]
     pub fn objects(&self) -> Vec<ObjectRef> {
-        let mut objects: Vec<_> = self
-            .packs
+        let mut leaves = vec![LEAVES_BEGIN; self.leaf_objects.len()];
+        for leaf in self.files.iter().flat_map(|file| &file.leaves) {
+            leaves[leaf.0 as usize] += u64::from(leaf.2);
+        }
+        let packs = self.packs.iter().map(|pack| {
+            let living = pack
+                .pages
+                .map(|PagesOf(used, of)| pack.bytes * u64::from(used) / u64::from(of.max(1)));
+            (layout::pack as KeyOf, pack, living)
+        });
+        let leaf_objects = self
+            .leaf_objects
             .iter()
-            .map(|pack| (pack, false))
-            .chain(self.leaf_objects.iter().map(|leaves| (leaves, true)))
-            .map(|(stored, is_leaves)| {
+            .zip(leaves)
+            .map(|(object, living)| (layout::leaves as KeyOf, object, Some(living)));
+        let mut objects: Vec<_> = packs
+            .chain(leaf_objects)
+            .map(|(key, stored, living)| {
                 let origin = self.origins[stored.origin as usize];
-                let key = if is_leaves {
-                    layout::leaves
-                } else {
-                    layout::pack
-                };
                 ObjectRef {
                     key: key(self.incarnation, origin.job, origin.epoch, stored.number),
                     bytes: stored.bytes,
+                    living: living.map(|living| living.min(stored.bytes)),
                 }
             })
             .collect();
@@ -316,13 +328,31 @@ impl Manifest {
         self.packs.iter().map(|pack| self.stored(pack))
     }
 
+    pub(crate) fn named_packs(&self) -> impl Iterator<Item = NamedPack> + '_ {
+        self.packs.iter().map(|pack| NamedPack {
+            id: self.pack_id(pack),
+            stored: self.stored(pack).1,
+            used: pack.pages.map(|PagesOf(used, _)| used),
+        })
+    }
+
     pub(crate) fn stored_leaf_objects(&self) -> impl Iterator<Item = (PackId, Stored)> + '_ {
         self.leaf_objects.iter().map(|object| self.stored(object))
     }
 
     fn stored(&self, object: &StoredPack) -> (PackId, Stored) {
-        let StoredPack { bytes, index, .. } = *object;
-        (self.pack_id(object), Stored { bytes, index })
+        let StoredPack {
+            bytes,
+            index,
+            pages,
+            ..
+        } = *object;
+        let stored = Stored {
+            bytes,
+            index,
+            pages: pages.map(|PagesOf(_, of)| of),
+        };
+        (self.pack_id(object), stored)
     }
 
     /// The object of a leaf. `validate` has seen to it that it is there.
@@ -363,6 +393,9 @@ impl Manifest {
         if !self.packs.iter().all(has_index) {
             return corrupted("it names a pack without saying where its index is");
         }
+        if objects().any(|object| object.pages.is_some_and(|PagesOf(used, of)| used > of)) {
+            return corrupted("it names more pages of a pack than are in it");
+        }
         check_distinct(
             self.files.iter().map(|file| file.path.as_str()),
             self.directories.iter().map(String::as_str),
@@ -400,6 +433,40 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The tables of what a manifest names. Indexes into them are positions in these lists.
+fn tables(
+    packs: &[NamedPack],
+    leaf_objects: &[(PackId, Stored)],
+) -> (Vec<StoredOrigin>, Vec<StoredPack>, Vec<StoredPack>) {
+    let ids = packs.iter().map(|pack| &pack.id);
+    let mut origins: Vec<StoredOrigin> = ids
+        .chain(leaf_objects.iter().map(|(object, _)| object))
+        .map(|id| id.origin.into())
+        .collect();
+    origins.sort_unstable();
+    origins.dedup();
+    let stored = |id: PackId, stored: Stored, used: Option<u32>| StoredPack {
+        origin: origins
+            .binary_search(&id.origin.into())
+            .expect("the table was made of these very origins") as u32,
+        number: id.number,
+        bytes: stored.bytes,
+        index: stored.index,
+        pages: used
+            .zip(stored.pages)
+            .map(|(used, of)| PagesOf(used.min(of), of)),
+    };
+    let packs = packs
+        .iter()
+        .map(|pack| stored(pack.id, pack.stored, pack.used))
+        .collect();
+    let leaf_objects = leaf_objects
+        .iter()
+        .map(|(object, put)| stored(*object, *put, None))
+        .collect();
+    (origins, packs, leaf_objects)
 }
 
 mod base64_bytes {

@@ -8,6 +8,7 @@
 
 mod audit;
 mod base;
+mod compact;
 mod index;
 mod leaf;
 mod manifest;
@@ -27,6 +28,7 @@ use holdfast_domain::{BackupId, IncarnationId, JobId};
 
 pub(crate) use audit::{Audit, needed_by};
 pub use base::BaseIndex;
+pub use compact::{Compaction, ToRewrite, compact};
 pub use manifest::{FileEntry, Manifest, ManifestMeta, Tablespace, find_manifest};
 pub use part::{Changes, PageCheck};
 pub use restore::{RestoreInto, Restored, TablespaceRoot, restore_to};

@@ -33,6 +33,7 @@ pub(crate) struct Pack {
     pub bytes: u64,
     /// Where its index lies; leaf objects have none.
     pub index: Option<FrameIn>,
+    pub pages: Option<u32>,
 }
 
 /// A pack or leaf object that is in every store.
@@ -40,6 +41,8 @@ pub(crate) struct Pack {
 pub(crate) struct Stored {
     pub bytes: u64,
     pub index: Option<FrameIn>,
+    /// How many pages are in it. Leaf objects have none, and old manifests do not say.
+    pub pages: Option<u32>,
 }
 
 /// The packs of one origin and class as they fill.
@@ -146,6 +149,17 @@ impl PackAppender {
         }
     }
 
+    /// What comes next goes into another pack.
+    pub fn cut(&self) -> Result<()> {
+        let mut filling = lock(&self.filling);
+        if filling.is_empty() {
+            return Ok(());
+        }
+        let full = self.replace(&mut filling)?;
+        let uploads = lock(&self.uploads).clone().ok_or(Error::Stopped)?;
+        uploads.blocking_send(full).map_err(|_| Error::Stopped)
+    }
+
     /// Gives up what is not sent yet.
     pub fn abandon(&self) {
         lock(&self.uploads).take();
@@ -159,8 +173,9 @@ impl PackAppender {
         let index = std::mem::take(&mut filling.index);
         let mut bytes = frames.len() as u64;
         let mut parts = vec![Bytes::from(frames)];
-        let mut at = None;
+        let (mut at, mut pages) = (None, None);
         if index.pages() > 0 {
+            pages = Some(index.pages() as u32);
             let content = index.encode();
             let (frame, sealed) = self.cipher.seal(&mut filling.sealer, &content)?;
             at = Some(FrameIn(
@@ -178,6 +193,7 @@ impl PackAppender {
             parts,
             bytes,
             index: at,
+            pages,
         })
     }
 
@@ -202,8 +218,8 @@ pub(crate) async fn upload(
     while open || !flying.is_empty() {
         tokio::select! {
             pack = packs.recv(), if open && flying.len() < PUTS_IN_FLIGHT => match pack {
-                Some(Pack { id, key, parts, bytes, index }) => {
-                    let stored = Stored { bytes, index };
+                Some(Pack { id, key, parts, bytes, index, pages }) => {
+                    let stored = Stored { bytes, index, pages };
                     flying.push(async move {
                         put_parts_everywhere(stores, &key, parts).map_ok(move |()| (id, stored)).await
                     });

@@ -1,8 +1,10 @@
 //! Whole stories: a data directory goes into vaults and comes back, whole, changed, damaged, half.
 
+mod compaction;
 mod damage;
 mod differential;
 mod round_trip;
+mod sixty_days;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -24,7 +24,7 @@ use super::base::{BaseIndex, BaseLeaf};
 use super::index::PackIndex;
 use super::leaf::{FrameAt, Leaf, PackId};
 use super::manifest::{
-    Contents, FileEntry, LeafAt, Manifest, ManifestMeta, Tablespace, find_manifest,
+    Contents, FileEntry, LeafAt, Manifest, ManifestMeta, NamedPack, Tablespace, find_manifest,
 };
 use super::pack::{Pack, PackAppender, Stored, upload};
 use super::part::{Changes, LeafSlot, PageCheck, Part, Source};
@@ -104,7 +104,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Named {
     files: Vec<NamedFile>,
-    packs: BTreeSet<PackId>,
+    /// How many pages of each.
+    packs: BTreeMap<PackId, u32>,
 }
 
 struct NamedFile {
@@ -382,14 +383,23 @@ impl BackupWriter {
             .iter()
             .flat_map(|file| file.leaves.iter().flatten().map(|leaf| leaf.pack))
             .collect();
-        let stored = |ids: BTreeSet<PackId>, look_up: &dyn Fn(&PackId) -> Option<Stored>| {
-            ids.into_iter()
-                .map(|id| look_up(&id).map(|stored| (id, stored)))
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(incomplete)
-        };
-        let packs = stored(named.packs, &pack)?;
-        let leaf_objects = stored(used, &leaf_object)?;
+        let packs = named
+            .packs
+            .into_iter()
+            .map(|(id, used)| {
+                pack(&id).map(|stored| NamedPack {
+                    id,
+                    stored,
+                    used: Some(used),
+                })
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(incomplete)?;
+        let leaf_objects = used
+            .into_iter()
+            .map(|id| leaf_object(&id).map(|stored| (id, stored)))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(incomplete)?;
         let files = named
             .files
             .into_iter()
@@ -524,9 +534,9 @@ impl Shared {
 
     pub fn name_new(&self, slot: LeafSlot, leaf: &Leaf, at: FrameAt) -> Result<()> {
         let mut named = lock(&self.named);
-        named
-            .packs
-            .extend(leaf.frames.iter().map(|frame| frame.pack));
+        for (pack, pages) in leaf.pages_by_pack() {
+            *named.packs.entry(pack).or_default() += pages;
+        }
         let place = named
             .files
             .get_mut(slot.file)

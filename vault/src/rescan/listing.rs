@@ -168,7 +168,11 @@ mod tests {
     use super::*;
 
     fn object(key: String) -> ObjectRef {
-        ObjectRef { key, bytes: 10 }
+        ObjectRef {
+            key,
+            bytes: 10,
+            living: None,
+        }
     }
 
     #[test]

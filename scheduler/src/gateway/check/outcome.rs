@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use holdfast_domain::IncarnationId;
 use holdfast_domain::job::{
-    ArchiveWalOutcome, DropOutcome, JobError, JobOutcome, JobResult, PowerOutcome, PruneOutcome,
-    RestoreOutcome, SnapshotOutcome, WrappedKey,
+    ArchiveWalOutcome, CompactOutcome, DropOutcome, JobError, JobOutcome, JobResult, PowerOutcome,
+    PruneOutcome, RestoreOutcome, RewrittenBackup, SnapshotOutcome, WrappedKey,
 };
 
 use super::wal::{wal, wal_object};
@@ -48,6 +48,7 @@ fn outcome(outcome: &JobOutcome, now: DateTime<Utc>) -> Checked {
             ensure(deleted.len() <= MAX_OBJECTS, || "too many keys".to_owned())?;
             deleted.iter().try_for_each(|given| key(given))
         }
+        JobOutcome::Compact(done) => compacted(done),
         JobOutcome::Power(PowerOutcome {
             minor_version,
             report,
@@ -126,6 +127,38 @@ fn snapshot(done: &SnapshotOutcome, now: DateTime<Utc>) -> Checked {
         .try_for_each(|page| text("a damaged page", page, MAX_KEY))
 }
 
+fn compacted(done: &CompactOutcome) -> Checked {
+    count("bytesRead", done.bytes_read)?;
+    count("bytesWritten", done.bytes_written)?;
+    ensure(done.backups.len() <= MAX_LIST, || {
+        "too many backups".to_owned()
+    })?;
+    let keys = |backup: &RewrittenBackup| backup.added.len() + backup.dropped.len();
+    ensure(
+        done.backups.iter().map(keys).sum::<usize>() <= MAX_OBJECTS,
+        || "too many objects".to_owned(),
+    )?;
+    for RewrittenBackup {
+        manifest,
+        added,
+        dropped,
+    } in &done.backups
+    {
+        hash("the manifest's hash", &manifest.hash)?;
+        key(&manifest.key)?;
+        dropped.iter().try_for_each(|given| key(given))?;
+        for object in added {
+            key(&object.key)?;
+            count("an object's size", object.bytes)?;
+            ensure(
+                object.living.is_none_or(|living| living <= object.bytes),
+                || "more of an object lives than there is".to_owned(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
 fn restore(done: &RestoreOutcome, now: DateTime<Utc>) -> Checked {
     timeline(done.timeline)?;
     position("switchLsn", done.switch_lsn)?;
@@ -193,6 +226,7 @@ mod tests {
             objects: vec![ObjectRef {
                 key: format!("packs/{incarnation}/job.1/0"),
                 bytes: 1,
+                living: None,
             }],
             wal: vec![],
             corrupt_pages: vec![],
