@@ -138,7 +138,7 @@ pub(crate) async fn server_facts(
         "select s.id,
                 b.last_success,
                 b.last_failure,
-                coalesce(l.backup_bytes, 0),
+                coalesce(i.backup_bytes, 0),
                 coalesce(w.bytes, 0)::bigint,
                 {CAUGHT_UP_AT},
                 i.problem is not null
