@@ -16,8 +16,8 @@ use crate::store::{self, Hold};
 use crate::transaction::Unit;
 use crate::{ControlPlane, Error, Result, advance, apply, prune, rescue};
 
-/// Together two seconds.
-const LOOKS_AT_HELD_ROW: u32 = 100;
+/// With the pauses between them two seconds.
+const MOST_LOOKS: u32 = 100;
 const HELD_ROW_WAIT: Duration = Duration::from_millis(20);
 
 impl ControlPlane {
@@ -31,9 +31,8 @@ impl ControlPlane {
         // One transaction a job: what is taken is taken even if the next one is not to be had.
         for _ in 0..capacity.min(64) {
             match self.lease_one(node, boot).await {
-                Ok(Claimed::Job(job)) => leased.push(*job),
-                Ok(Claimed::Unreadable) => {}
-                Ok(Claimed::Nothing) => break,
+                Ok(Some(job)) => leased.push(job),
+                Ok(None) => break,
                 Err(error) if leased.is_empty() => return Err(error),
                 Err(error) => {
                     let cause = &error as &dyn std::error::Error;
@@ -47,20 +46,21 @@ impl ControlPlane {
 
     /// A job whose row a duty holds at this moment is worth a moment: whoever polls learnt just now that it
     /// was queued, and is told nothing when the row is let go.
-    async fn lease_one(&self, node: NodeId, boot: BootId) -> Result<Claimed> {
-        for _ in 0..LOOKS_AT_HELD_ROW {
-            let claimed = self.try_lease_one(node, boot).await?;
-            if !matches!(claimed, Claimed::Nothing) {
-                return Ok(claimed);
+    async fn lease_one(&self, node: NodeId, boot: BootId) -> Result<Option<LeasedJob>> {
+        for _ in 0..MOST_LOOKS {
+            match self.try_lease_one(node, boot).await? {
+                Claimed::Job(job) => return Ok(Some(*job)),
+                Claimed::Unreadable => continue,
+                Claimed::Nothing => {}
             }
             let mut conn = self.pool().acquire().await?;
             if !store::job::any_ready(&mut conn, node).await? {
-                return Ok(claimed);
+                return Ok(None);
             }
             drop(conn);
             tokio::time::sleep(HELD_ROW_WAIT).await;
         }
-        Ok(Claimed::Nothing)
+        Ok(None)
     }
 
     async fn try_lease_one(&self, node: NodeId, boot: BootId) -> Result<Claimed> {
@@ -261,7 +261,7 @@ impl ControlPlane {
     ) -> Result<()> {
         self.speaks(node, boot).await?;
         let mut conn = self.pool().acquire().await?;
-        store::wal::end_idleness(&mut conn, node, boot, Some(ended)).await
+        store::wal::end_idleness(&mut conn, node, boot, ended).await
     }
 
     /// Which servers are idle now, and up to when everything is durable that the idle ones of the node
@@ -300,7 +300,7 @@ impl ControlPlane {
 /// What a look into a node's queue found.
 enum Claimed {
     Job(Box<LeasedJob>),
-    /// Something that could not be given to anybody; look again.
+    /// Something that could not be given to anybody, and has ended; look again.
     Unreadable,
     Nothing,
 }
@@ -646,8 +646,16 @@ mod tests {
             .idle(node, boot, &[one, two], later(4))
             .await;
         assert!(matches!(old, Err(Error::Stale)), "{old:?}");
-        let foreign = [IncarnationId::new()];
+        // What the old one said holds for no server that only the new one speaks of.
         let control_plane = &world.control_plane;
+        control_plane
+            .idle(node, world.boot, &[one], None)
+            .await
+            .expect("heard");
+        assert_eq!(latest(&world, "pg1").await, later(2));
+        let ended = control_plane.end_idleness(node, world.boot, &[one]).await;
+        ended.expect("heard");
+        let foreign = [IncarnationId::new()];
         control_plane
             .idle(node, world.boot, &foreign, later(5))
             .await

@@ -113,11 +113,10 @@ impl ControlPlane {
         plausible(&request.inventory)?;
         let mut unit = Unit::begin(self).await?;
         let now = unit.now();
+        // First: the word of an earlier process counts only while that is the node's newest.
+        store::wal::end_earlier_idleness(unit.conn(), node, request.boot).await?;
         let before =
             store::node::heard(unit.conn(), node, request.boot, &request.inventory, now).await?;
-        if let Some(before) = before.filter(|before| *before != request.boot) {
-            store::wal::end_idleness(unit.conn(), node, before, None).await?;
-        }
         let mut servers = Vec::new();
         let vaults = store::node::vaults(unit.conn()).await?;
         for server in store::server::of_node(unit.conn(), node).await? {

@@ -191,6 +191,7 @@ pub(crate) async fn heard(
          update node n
             set boot_id = $2, host = $3, majors = $4, port_first = $5, port_last = $6, free_bytes = $7,
                 last_seen_at = $8, socket_root = $9,
+                idle_until = case when before.boot_id = $2 then n.idle_until end,
                 earlier_boots = case when before.boot_id <> $2
                                      then (before.earlier_boots || before.boot_id)
                                           [greatest(cardinality(before.earlier_boots) - 14, 1):]

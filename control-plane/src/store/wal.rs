@@ -64,22 +64,43 @@ pub(crate) async fn take_in(
 pub(crate) const CAUGHT_UP_AT: &str = "
     greatest(i.caught_up_at, (select n.idle_until from node n where n.id = i.idle_node and n.boot_id = i.idle_boot))";
 
-/// What a server was caught up to stays when its idleness ends. `None`: all that this process said, which
-/// speaks no more.
+/// What a server was caught up to stays when its idleness ends.
 pub(crate) async fn end_idleness(
     conn: &mut PgConnection,
     node: NodeId,
     boot: BootId,
-    which: Option<&[IncarnationId]>,
+    which: &[IncarnationId],
 ) -> Result<()> {
-    let ids: Option<Vec<Uuid>> = which.map(|which| which.iter().map(|id| id.0).collect());
+    let ids: Vec<Uuid> = which.iter().map(|id| id.0).collect();
     sqlx::query(AssertSqlSafe(format!(
         "update incarnation i set caught_up_at = {CAUGHT_UP_AT}, idle_node = null, idle_boot = null
-          where i.idle_node = $1 and i.idle_boot = $2 and ($3::uuid[] is null or i.id = any($3))"
+          where i.idle_node = $1 and i.idle_boot = $2 and i.id = any($3)"
     )))
     .bind(node.0)
     .bind(boot.0)
     .bind(ids)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The same for all that other processes than this one said of the node's servers: they speak no more. The node
+/// is held first, as [`idle_until`] does.
+pub(crate) async fn end_earlier_idleness(
+    conn: &mut PgConnection,
+    node: NodeId,
+    boot: BootId,
+) -> Result<()> {
+    sqlx::query("select from node where id = $1 for no key update")
+        .bind(node.0)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query(AssertSqlSafe(format!(
+        "update incarnation i set caught_up_at = {CAUGHT_UP_AT}, idle_node = null, idle_boot = null
+          where i.idle_node = $1 and i.idle_boot <> $2"
+    )))
+    .bind(node.0)
+    .bind(boot.0)
     .execute(conn)
     .await?;
     Ok(())
