@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use holdfast_domain::job::{
     ArchiveWalMode, ArchiveWalSpec, DropSpec, JobKind, JobSpec, Power, PowerSpec, ProvisionSpec,
-    RestoreSource, RestoreSpec, SnapshotSpec, WrappedKey,
+    RestoreSpec, SnapshotSpec, WrappedKey,
 };
 use holdfast_domain::node::NodeState;
 use holdfast_domain::operation::OperationKind;
@@ -268,21 +268,11 @@ async fn restore(unit: &mut Unit, record: &Record, subject: &Subject) -> Result<
         administrator_login: subject.server.settings.administrator_login.clone(),
         administrator_password: administrator_password.clone(),
         target: chosen.target,
-        source: RestoreSource {
-            server: server.id,
-            server_name: server.name.clone(),
-            incarnation: incarnation.id,
-            vaults: vault_refs(&incarnation, &subject.vaults)?,
-            wrapped_key: key(&incarnation)?,
-            manifest: chosen.backup.manifest,
-            backup_start: chosen.backup.start,
-            backup_stop: chosen.backup.stop,
-            backup_timeline: chosen.backup.timeline,
-            backup_completed_time: chosen.backup.completed_time,
-            wal_segment_bytes: catalogue.wal_segment_bytes,
-            timeline: chosen.timeline,
-            lineage: chosen.lineage,
-            wal: chosen.wal,
-        },
+        source: chosen.source(
+            &catalogue,
+            server.id,
+            vault_refs(&incarnation, &subject.vaults)?,
+            key(&incarnation)?,
+        ),
     }))))
 }

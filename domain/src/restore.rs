@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::backup::CompleteBackup;
 use crate::catalogue::Catalogue;
 use crate::instant::{TOLERANCE, names};
+use crate::job::{RestoreSource, VaultRef, WrappedKey};
 use crate::refusal::Refusal;
 use crate::retention::RetentionWindow;
 use crate::wal::{TimelineStart, WalObject};
-use crate::{BackupId, Timeline};
+use crate::{BackupId, ServerId, Timeline};
 
 /// What the caller of a restore asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +139,33 @@ impl Chosen {
             .iter()
             .map(|object| object.end.bytes_since(object.start))
             .sum()
+    }
+
+    /// What whoever restores is told: the choice, and where and under which key the server's objects are.
+    #[must_use]
+    pub fn source(
+        &self,
+        catalogue: &Catalogue,
+        server: ServerId,
+        vaults: Vec<VaultRef>,
+        wrapped_key: WrappedKey,
+    ) -> RestoreSource {
+        RestoreSource {
+            server,
+            server_name: catalogue.server_name.clone(),
+            incarnation: catalogue.incarnation,
+            vaults,
+            wrapped_key,
+            manifest: self.backup.manifest.clone(),
+            backup_start: self.backup.start,
+            backup_stop: self.backup.stop,
+            backup_timeline: self.backup.timeline,
+            backup_completed_time: self.backup.completed_time,
+            wal_segment_bytes: catalogue.wal_segment_bytes,
+            timeline: self.timeline,
+            lineage: self.lineage.clone(),
+            wal: self.wal.clone(),
+        }
     }
 }
 

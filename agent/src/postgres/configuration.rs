@@ -201,20 +201,24 @@ fn pg_hba_conf() -> String {
 }
 
 fn pg_ident_conf(agent_os_user: &str) -> Result<String> {
-    // A leading slash would be a regular expression.
-    if agent_os_user.is_empty()
-        || agent_os_user.starts_with('/')
-        || agent_os_user.chars().any(|c| c.is_control() || c == '"')
-    {
-        return Err(Error::Unquotable {
-            what: "the agent's user name",
-        });
-    }
+    let user = mapped_user(agent_os_user)?;
     Ok(format!(
         "# Written by Holdfast; changes are undone.\n\
-         holdfast \"{agent_os_user}\" {AGENT_ROLE}\n\
-         holdfast \"{agent_os_user}\" {OPERATOR_ROLE}\n"
+         holdfast {user} {AGENT_ROLE}\n\
+         holdfast {user} {OPERATOR_ROLE}\n"
     ))
+}
+
+/// A user of the machine as `pg_ident.conf` wants it, in quotes.
+pub(crate) fn mapped_user(name: &str) -> Result<String> {
+    // A leading slash would be a regular expression.
+    if name.is_empty() || name.starts_with('/') || name.chars().any(|c| c.is_control() || c == '"')
+    {
+        return Err(Error::Unquotable {
+            what: "the name of a user of this machine",
+        });
+    }
+    Ok(format!("\"{name}\""))
 }
 
 /// A value for `postgresql.conf`, quotes included. PostgreSQL reads backslashes as escapes inside

@@ -13,10 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use holdfast_domain::catalogue::Catalogue;
-use holdfast_domain::job::{RestoreSource, WrappedKey};
-use holdfast_domain::restore::{Chosen, RestoreTarget};
-use holdfast_domain::{Lsn, ServerId, Timeline};
+use holdfast_domain::job::RestoreSource;
+use holdfast_domain::restore::RestoreTarget;
+use holdfast_domain::{Lsn, Timeline};
 use holdfast_vault::backup::{Manifest, RestoreInto, TablespaceRoot, restore_to};
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
@@ -29,7 +28,7 @@ use super::recovery::{self, path_text, prepared_transactions, word};
 use super::segment_source::SegmentSource;
 use crate::config::first_closed_parent;
 use crate::error::{Error, Result};
-use crate::postgres::configuration::{quote, replace};
+use crate::postgres::configuration::{mapped_user, quote, replace};
 use crate::postgres::service_user::create_passage;
 use crate::postgres::{AGENT_ROLE, ServiceUser};
 
@@ -94,32 +93,6 @@ pub struct LaidOut {
     pub wal_files: usize,
     /// Pages that were damaged in the source already.
     pub corrupt_pages: Vec<String>,
-}
-
-/// What a restore job would be given for this choice.
-#[must_use]
-pub fn source_of(
-    catalogue: &Catalogue,
-    chosen: &Chosen,
-    server: ServerId,
-    wrapped_key: WrappedKey,
-) -> RestoreSource {
-    RestoreSource {
-        server,
-        server_name: catalogue.server_name.clone(),
-        incarnation: catalogue.incarnation,
-        vaults: Vec::new(),
-        wrapped_key,
-        manifest: chosen.backup.manifest.clone(),
-        backup_start: chosen.backup.start,
-        backup_stop: chosen.backup.stop,
-        backup_timeline: chosen.backup.timeline,
-        backup_completed_time: chosen.backup.completed_time,
-        wal_segment_bytes: catalogue.wal_segment_bytes,
-        timeline: chosen.timeline,
-        lineage: chosen.lineage.clone(),
-        wal: chosen.wal.clone(),
-    }
 }
 
 impl Unattended<'_> {
@@ -428,13 +401,7 @@ fn pg_hba_conf() -> String {
 fn pg_ident_conf(user: &ServiceUser) -> Result<String> {
     let mut text = String::from("# Written by `holdfast vault restore`.\n");
     for name in [user.name(), user.agent_name()] {
-        // A leading slash would be a regular expression.
-        if name.is_empty() || name.starts_with('/') || name.contains(['"', '\n']) {
-            return Err(Error::Unquotable {
-                what: "a user's name",
-            });
-        }
-        let _ = writeln!(text, "restored \"{name}\" {AGENT_ROLE}");
+        let _ = writeln!(text, "restored {} {AGENT_ROLE}", mapped_user(name)?);
     }
     Ok(text)
 }

@@ -10,7 +10,7 @@ use holdfast_agent::Clock;
 use holdfast_agent::error::chain;
 use holdfast_agent::postgres::installation::{self, Installation};
 use holdfast_agent::postgres::{AGENT_ROLE, ServiceUser};
-use holdfast_agent::restore::unattended::{LaidOut, Unattended, source_of};
+use holdfast_agent::restore::unattended::{LaidOut, Unattended};
 use holdfast_domain::catalogue::Catalogue;
 use holdfast_domain::instant::{parse, wire};
 use holdfast_domain::refusal::Refusal;
@@ -79,7 +79,7 @@ pub async fn run(asked: &VaultRestore) -> Result<()> {
         .backup(chosen.backup.id)
         .map(|found| found.meta.server)
         .ok_or_else(|| anyhow!("a backup was chosen that is not there"))?;
-    let source = source_of(&catalogue, &chosen, server, opened.wrapped_key.clone());
+    let source = chosen.source(&catalogue, server, Vec::new(), opened.wrapped_key.clone());
     let restore = Unattended {
         stores: std::slice::from_ref(&vault.store),
         data_key: &opened.data_key,
