@@ -15,7 +15,8 @@ use holdfast_vault::backup::{
     TablespaceRoot, restore_to,
 };
 use holdfast_vault::key::{establish_data_key, load_wrapped_keys};
-use holdfast_vault::rescan::list_manifests;
+use holdfast_vault::rescan::listing::VaultListing;
+use holdfast_vault::rescan::scan::Scan;
 use holdfast_vault::wal::survey::{list_histories, list_wal};
 use holdfast_vault::wal::target::{Search, Target, Until, resolve};
 use holdfast_vault::wal::{WalRange, get_wal, history, put_wal};
@@ -62,12 +63,16 @@ async fn read(root: &Path, incarnation: IncarnationId) -> Sums {
         .expect("wraps");
     let data_key = ring.unwrap(&wraps[0], incarnation).expect("opens");
 
-    let mut found = list_manifests(&stores[0], &data_key, incarnation)
+    let mut vault = VaultListing::of(&stores[0]).await.expect("a listing");
+    let listing = vault
+        .incarnations
+        .get_mut(&incarnation)
+        .expect("it is there");
+    let found = Scan::of(&stores[0], &data_key, incarnation, listing)
         .await
         .expect("manifests");
-    found.sort_by_key(|(_, manifest)| manifest.meta.completed_time);
     let mut backups = Vec::new();
-    for (named, _) in &found {
+    for named in found.whole().map(|found| &found.named) {
         let manifest = Manifest::load(&stores, &data_key, incarnation, named).await;
         let manifest = manifest.expect("the manifest that was named");
         assert_eq!(

@@ -58,7 +58,7 @@ struct Incarnation {
 struct Backup {
     backup: BackupId,
     generation: u32,
-    /// `full`, or `differential` when it needs objects of earlier backups.
+    /// `full`, or `differential` when it needs objects of earlier backups or of compactions.
     kind: Option<&'static str>,
     postgresql_version: Option<String>,
     timeline: Option<Timeline>,

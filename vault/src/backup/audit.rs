@@ -328,6 +328,22 @@ impl Audit {
     }
 }
 
+impl FrameRow {
+    fn open<'a>(
+        self,
+        object: &[u8],
+        cipher: &FrameCipher,
+        opener: &'a mut Opener,
+        key: &str,
+    ) -> Result<&'a [u8]> {
+        let start = self.offset as usize;
+        let sealed = object
+            .get(start..start + self.sealed_len as usize)
+            .ok_or_else(|| Error::corrupted(key, "it is shorter than the frames in it"))?;
+        cipher.open(opener, self.number, self.content_len as usize, sealed, key)
+    }
+}
+
 impl From<FrameAt> for FrameRow {
     fn from(frame: FrameAt) -> Self {
         Self {
@@ -418,22 +434,14 @@ fn open_pack(
         {
             return Err(corrupted("a frame of pages has another length than pages"));
         }
-        let end = at + row.sealed_len as usize;
-        let sealed = &bytes[at..end];
-        let content = cipher.open(
-            &mut opener,
-            row.number,
-            row.content_len as usize,
-            sealed,
-            key,
-        )?;
+        let content = row.open(bytes, cipher, &mut opener, key)?;
         let hashes: Vec<_> = content
             .chunks_exact(PAGE_BYTES)
             .map(|page| hasher.hash(page))
             .collect();
         index.push(row.offset, &hashes);
         rows.push(row);
-        at = end;
+        at += row.sealed_len as usize;
     }
     let end = at + index_at.1 as usize;
     let sealed = bytes
@@ -463,20 +471,6 @@ fn frame_at(bytes: &[u8], at: usize) -> Option<FrameRow> {
 }
 
 fn open_leaf(bytes: &[u8], row: FrameRow, cipher: &FrameCipher, key: &str) -> Result<Leaf> {
-    let (start, end) = (
-        row.offset as usize,
-        row.offset as usize + row.sealed_len as usize,
-    );
-    let sealed = bytes
-        .get(start..end)
-        .ok_or_else(|| Error::corrupted(key, "it is shorter than the leaves in it"))?;
     let mut opener = Opener::new()?;
-    let content = cipher.open(
-        &mut opener,
-        row.number,
-        row.content_len as usize,
-        sealed,
-        key,
-    )?;
-    Leaf::decode(content, key)
+    Leaf::decode(row.open(bytes, cipher, &mut opener, key)?, key)
 }

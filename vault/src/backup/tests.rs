@@ -18,6 +18,8 @@ use holdfast_domain::job::{ManifestRef, WrappedKey};
 use holdfast_domain::{BackupId, IncarnationId, JobId, Lsn, ServerId, Timeline};
 
 use super::*;
+use crate::rescan::listing::VaultListing;
+use crate::rescan::scan::Scan;
 use crate::store::faults::FaultyStore;
 use crate::{DataKey, Error, Result, Store};
 
@@ -53,6 +55,19 @@ impl Site {
             job: JobId::new(),
             epoch: self.epoch.get(),
         }
+    }
+
+    /// What somebody who has the vault and the key finds in the first store.
+    async fn listed(&self) -> Vec<ManifestRef> {
+        let store = &self.stores[0];
+        let mut vault = VaultListing::of(store).await.unwrap();
+        let mut listing = vault
+            .incarnations
+            .remove(&self.incarnation)
+            .unwrap_or_default();
+        let scan = Scan::of(store, &self.key, self.incarnation, &mut listing);
+        let scan = scan.await.unwrap();
+        scan.whole().map(|found| found.named.clone()).collect()
     }
 
     async fn base(&self, named: &ManifestRef) -> Option<BaseIndex> {

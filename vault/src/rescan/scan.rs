@@ -41,8 +41,8 @@ pub struct ScannedBackup {
     pub missing: Vec<String>,
 }
 
-/// Whether a backup needs what earlier ones wrote. The format does not record what an attempt set out to
-/// do; this is what it came to.
+/// Whether a backup needs what other attempts than its own wrote: earlier ones, or compactions. The format does
+/// not record what an attempt set out to do; this is what it came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     Full,
@@ -115,6 +115,11 @@ impl Scan {
         Ok(scan)
     }
 
+    /// Backups all of whose objects are there.
+    pub fn whole(&self) -> impl DoubleEndedIterator<Item = &ScannedBackup> {
+        self.backups.iter().filter(|found| found.missing.is_empty())
+    }
+
     #[must_use]
     pub fn backup(&self, id: BackupId) -> Option<&ScannedBackup> {
         self.backups.iter().find(|found| found.named.backup == id)
@@ -134,16 +139,8 @@ impl Scan {
         wal: Vec<WalObject>,
         timelines: Vec<TimelineStart>,
     ) -> Option<Catalogue> {
-        let newest = self
-            .backups
-            .iter()
-            .rfind(|found| found.missing.is_empty())?;
-        let backups: Vec<CompleteBackup> = self
-            .backups
-            .iter()
-            .filter(|found| found.missing.is_empty())
-            .map(ScannedBackup::complete)
-            .collect();
+        let newest = self.whole().next_back()?;
+        let backups: Vec<CompleteBackup> = self.whole().map(ScannedBackup::complete).collect();
         let known = wal
             .iter()
             .map(|object| object.timeline)

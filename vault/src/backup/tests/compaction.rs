@@ -7,7 +7,6 @@ use holdfast_domain::job::{CompactOutcome, ObjectRef};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::rescan::list_manifests;
 
 impl Site {
     pub(super) fn compaction(
@@ -307,11 +306,9 @@ async fn leavings_of_an_attempt_can_go_in_any_order() {
 }
 
 async fn by_the_vault_alone(site: &Site, kept: &[Kept]) {
-    let found = list_manifests(&site.stores[0], &site.key, site.incarnation)
-        .await
-        .unwrap();
+    let found = site.listed().await;
     assert_eq!(found.len(), kept.len());
-    for (named, _) in found {
+    for named in found {
         let kept = kept
             .iter()
             .find(|kept| kept.manifest.backup == named.backup)

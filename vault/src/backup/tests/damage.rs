@@ -1,5 +1,4 @@
 use super::*;
-use crate::rescan::list_manifests;
 use crate::seal::{self, Class};
 
 /// Each object of a backup, and what a restore makes of it when the bytes were changed so.
@@ -224,13 +223,7 @@ async fn nothing_is_visible_until_the_manifest_is_there() {
         ("ObjectStoreUnavailable", true)
     );
     assert!(!site.keys("packs").await.is_empty(), "the packs are there");
-    assert_eq!(
-        list_manifests(&site.stores[0], &site.key, site.incarnation)
-            .await
-            .unwrap()
-            .len(),
-        0
-    );
+    assert_eq!(site.listed().await.len(), 0);
     assert_eq!(
         find_manifest(&site.stores, &site.key, site.incarnation, attempt.backup)
             .await
@@ -363,19 +356,12 @@ async fn rescan_lists_only_what_is_whole() {
     let site = Site::new(1);
     let first = site.back_up(&cluster(), None).await.unwrap();
     let second = site.back_up(&cluster(), None).await.unwrap();
-    let listed = list_manifests(&site.stores[0], &site.key, site.incarnation)
-        .await
-        .unwrap();
-    let named: Vec<_> = listed.into_iter().map(|(named, _)| named).collect();
-    assert_eq!(named, [first.manifest.clone(), second.manifest]);
-    site.faulty[0].remove(&first.objects[0].key).await;
     assert_eq!(
-        list_manifests(&site.stores[0], &site.key, site.incarnation)
-            .await
-            .unwrap()
-            .len(),
-        1
+        site.listed().await,
+        [first.manifest.clone(), second.manifest]
     );
+    site.faulty[0].remove(&first.objects[0].key).await;
+    assert_eq!(site.listed().await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
