@@ -524,6 +524,8 @@ impl Streamer {
         if let Link::Open(replication) = &mut self.link
             && self.cutter.is_some()
             && let Err(error) = replication.send_status(durable, now).await
+            // A server that has all it waited for ends at once. That it did so in order is still to be read.
+            && self.draining.is_none()
         {
             self.lose(error);
         }
