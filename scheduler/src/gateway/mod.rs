@@ -237,6 +237,8 @@ async fn wal(
         begun,
         until,
     } = &request.idleness;
+    // A node that was revoked is to know it, whatever it has to say.
+    gateway.control_plane.check_node(node).await?;
     check::idle_until(*until, gateway.control_plane.clock().now())?;
     if !ended.is_empty() {
         gateway
