@@ -274,12 +274,9 @@ async fn bounds(
     opened: &Opened,
     read: Timelines,
 ) -> Result<()> {
-    let whole = |found: &&ScannedBackup| found.missing.is_empty();
     let Some(newest) = opened
         .scan
-        .backups
-        .iter()
-        .filter(whole)
+        .whole()
         .max_by_key(|found| (found.meta.timeline, found.meta.stop_lsn))
     else {
         return Ok(());
