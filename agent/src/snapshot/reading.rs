@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
-use holdfast_domain::{Lsn, Timeline};
+use chrono::TimeDelta;
+use holdfast_domain::Lsn;
 use holdfast_vault::backup::{Changes, ManifestMeta};
 use roaring::RoaringBitmap;
 
 use super::page::SEGMENT_BLOCKS;
+use super::session::BackupSession;
 use super::walk::{FileKind, main_fork_at};
 use crate::error::Result;
 use crate::stream::StreamHandle;
@@ -35,22 +36,26 @@ pub enum Reading {
 }
 
 impl Reading {
-    /// What a backup reads that begins at `start`, by the server's clock at `now`.
+    /// What a backup reads that has just begun.
     pub async fn of(
         base: Option<&ManifestMeta>,
         stream: &StreamHandle,
-        (timeline, start): (Timeline, Lsn),
-        checksums: bool,
-        now: DateTime<Utc>,
+        session: &BackupSession,
     ) -> Result<Self> {
         // Without checksums hint bits change pages and the log says nothing of it.
-        let Some(base) = base.filter(|base| checksums && base.timeline == timeline) else {
+        let Some(base) =
+            base.filter(|base| session.facts.data_checksums && base.timeline == session.timeline)
+        else {
             return Ok(Self::All);
         };
-        let Some(changes) = stream.changes(base.start_lsn, start).await? else {
-            return Ok(Self::All);
+        let changes = match stream.changes(base.start_lsn, session.start).await? {
+            Some(changes) => changes,
+            None => match also_summarized(stream, session, base.start_lsn).await? {
+                Some(changes) => Arc::new(changes),
+                None => return Ok(Self::All),
+            },
         };
-        Ok(if now - base.all_read_at < TRUSTED_FOR {
+        Ok(if session.began_at - base.all_read_at < TRUSTED_FOR {
             Self::Changed(changes)
         } else {
             Self::AllAndRemember
@@ -92,6 +97,30 @@ impl Reading {
     pub fn reads_all(&self) -> bool {
         !matches!(self, Self::Changed(_))
     }
+}
+
+/// What the stream saw, and before that what PostgreSQL itself remembers.
+async fn also_summarized(
+    stream: &StreamHandle,
+    session: &BackupSession,
+    since: Lsn,
+) -> Result<Option<change_map::Changes>> {
+    let Some(seen_from) = stream.changes_begin(session.timeline) else {
+        return Ok(None);
+    };
+    // What was not seen up to the start is not looked for: the newest summaries are still being written.
+    let (Some(seen), true) = (
+        stream.changes(seen_from, session.start).await?,
+        seen_from <= session.start,
+    ) else {
+        return Ok(None);
+    };
+    let mut changes = session.summarized(since, seen_from).await?;
+    if let Some(changes) = &mut changes {
+        changes.merge(&seen);
+        tracing::info!(since = %since, seen_from = %seen_from, "PostgreSQL's summaries say what changed before the log was seen");
+    }
+    Ok(changes)
 }
 
 /// `path:page` of pages that differ from the base's though the log up to the backup's end names no change.

@@ -90,17 +90,10 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         meta.map(|meta| meta.start_lsn),
         meta.map(|meta| meta.all_read_at),
     );
-    let position = (timeline, start);
     let reading = within(
         STREAM_WITHIN,
         "make its write-ahead log durable",
-        Reading::of(
-            meta,
-            &stream,
-            position,
-            facts.data_checksums,
-            session.began_at,
-        ),
+        Reading::of(meta, &stream, &session),
     )
     .await??;
     let writer = BackupWriter::new(stores.clone(), data_key.clone(), attempt, base)?;
