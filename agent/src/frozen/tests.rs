@@ -4,7 +4,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use holdfast_domain::job::{RestoreSource, SnapshotOutcome};
+use holdfast_domain::job::{
+    CompactSpec, CompactedBackup, JobOutcome, JobSpec, RestoreSource, SnapshotOutcome,
+};
 use holdfast_domain::restore::RestoreTarget;
 use holdfast_domain::{IncarnationId, JobId};
 use tokio_util::sync::CancellationToken;
@@ -333,6 +335,41 @@ async fn nothing_is_frozen_where_files_cannot_be_cloned_or_it_is_turned_off() {
         assert_eq!(restored(&site, &facts).await.0, expected);
         site.close().await;
     }
+}
+
+// ADR 18: the backup has another manifest then, and is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_stays_that_of_its_backup_when_packs_are_rewritten() {
+    let Some(volume) = Volume::mount("xfs") else {
+        return;
+    };
+    let site = on_volume(&volume).await;
+    let (source, mut backup, _) = one_backup(&site, &volume).await;
+    let spec = JobSpec::Compact(CompactSpec {
+        placement: source.placement.clone(),
+        wrapped_key: source.wrapped_key.clone(),
+        backups: vec![CompactedBackup {
+            manifest: backup.manifest.clone(),
+            next_generation: backup.manifest.generation + 1,
+        }],
+        objects: backup
+            .objects
+            .iter()
+            .map(|object| object.key.clone())
+            .collect(),
+    });
+    let done = crate::work::run(&site.context(), spec).await;
+    let JobOutcome::Compact(done) = done.expect("rewritten") else {
+        panic!("a compaction ends as one");
+    };
+    let manifest = done.backups[0].manifest.clone();
+    assert_ne!(manifest.hash, backup.manifest.hash);
+    backup.manifest = manifest;
+    let facts = site.source(&source, &backup).await;
+    let _hidden = NoPages::of(&site);
+    let expected = content(&source).await.0;
+    assert_eq!(restored(&site, &facts).await.0, expected);
+    site.close().await;
 }
 
 /// A tablespace on another file system: files cannot be shared across.

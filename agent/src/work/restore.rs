@@ -15,9 +15,11 @@ use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
 use secrecy::SecretString;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result, chain};
 use crate::frozen::FrozenCopy;
+use crate::frozen::thaw::Unfit;
 use crate::job::JobContext;
 use crate::postgres::configuration::ServerConfiguration;
 use crate::postgres::{Postmaster, PostmasterSpec, StopMode};
@@ -213,11 +215,15 @@ async fn clone_frozen(
         };
         let (data, tablespaces) = (building.data(), building.tablespaces());
         let into = into_building(&data, &tablespaces, owner);
+        let begun = Instant::now();
         match frozen.thaw(&manifest, into, &stop) {
             Ok(restored) => {
-                tracing::info!(backup.id = %manifest.backup, "the backup's frozen copy was cloned");
+                let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(backup.id = %manifest.backup, took_ms, "the backup's frozen copy was cloned");
                 Ok(Some(restored))
             }
+            // The directory goes, and must not be filled again meanwhile.
+            Err(Unfit::Stopped) if stop.is_cancelled() => Err(Error::Canceled),
             Err(unfit) => {
                 tracing::warn!(
                     backup.id = %manifest.backup, error = chain(&unfit),

@@ -16,6 +16,7 @@ use holdfast_domain::wal::WalObject;
 use holdfast_vault::backup::{
     Attempt, BackupWriter, BaseIndex, FinishedBackup, ManifestMeta, find_manifest,
 };
+use tokio::time::Instant;
 
 use crate::error::{Error, Result, chain};
 use crate::frozen::{Frozen, Identity, Place};
@@ -86,11 +87,15 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
     let place = place_to_freeze(ctx, &server).await?;
 
     // ---- PostgreSQL holds the backup open from here …
-    let session = BackupSession::start(server.connect().await?, spec.backup).await?;
+    let connection = server.connect().await?;
+    let asked = Instant::now();
+    let session = BackupSession::start(connection, spec.backup).await?;
     let (start, timeline, facts) = (session.start, session.timeline, session.facts.clone());
     let began_at = session.began_at;
-    tracing::info!(backup.id = %spec.backup, start = %start, "backup started");
-    let mut held = Held::Open(Box::new(session));
+    tracing::info!(
+        backup.id = %spec.backup, start = %start, checkpoint_ms = millis(asked), "backup started"
+    );
+    let mut held = Held::Open(Box::new(session), Instant::now());
     let frozen = match place {
         Some(place) => freeze(place, walk()).await?.map(Arc::new),
         None => None,
@@ -255,7 +260,8 @@ async fn compare_with_log(
 
 /// A backup in PostgreSQL.
 enum Held {
-    Open(Box<BackupSession>),
+    /// Since then.
+    Open(Box<BackupSession>, Instant),
     Ended(Ended),
 }
 
@@ -269,10 +275,12 @@ impl Held {
     async fn end(self, server: &ServerHandle) -> Result<Ended> {
         match self {
             Self::Ended(ended) => Ok(ended),
-            Self::Open(session) => Ok(Ended {
-                control: control_file(server).await?,
-                stopped: session.stop().await?,
-            }),
+            Self::Open(session, since) => {
+                let control = control_file(server).await?;
+                let stopped = session.stop().await?;
+                tracing::info!(stop = %stopped.stop, open_ms = millis(since), "backup stopped");
+                Ok(Ended { control, stopped })
+            }
         }
     }
 }
@@ -300,13 +308,13 @@ async fn place_to_freeze(ctx: &JobContext, server: &ServerHandle) -> Result<Opti
 
 /// `None`: it did not work, and the files are read where they are.
 async fn freeze(place: Place, walk: Walk) -> Result<Option<Frozen>> {
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     match tokio::task::spawn_blocking(move || place.freeze(walk)).await? {
         Ok(frozen) => {
             tracing::info!(
                 files = frozen.count(),
                 bytes = frozen.bytes(),
-                took_ms = begun.elapsed().as_millis() as u64,
+                took_ms = millis(begun),
                 "the server's files are frozen"
             );
             Ok(Some(frozen))
@@ -369,6 +377,10 @@ async fn follow(
         }
     }
     Ok(writer.progress().bytes_done)
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn tell(ctx: &JobContext, phase: &str, bytes_done: u64, bytes_total: Option<u64>, percent: f64) {
