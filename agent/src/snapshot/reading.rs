@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use chrono::TimeDelta;
-use holdfast_domain::Lsn;
+use chrono::{DateTime, TimeDelta, Utc};
+use holdfast_domain::{Lsn, Timeline};
 use holdfast_vault::backup::{Changes, ManifestMeta};
 use roaring::RoaringBitmap;
 
@@ -35,27 +35,61 @@ pub enum Reading {
     Changed(Arc<change_map::Changes>),
 }
 
+/// What PostgreSQL itself remembers of the log before the stream saw it.
+#[derive(Debug)]
+pub struct Earlier {
+    until: Lsn,
+    changes: change_map::Changes,
+}
+
+impl Earlier {
+    /// To be asked while the session lives. What was not seen up to its start is not looked for: the newest
+    /// summaries are still being written.
+    pub async fn of(
+        stream: &StreamHandle,
+        session: &BackupSession,
+        since: Lsn,
+    ) -> Result<Option<Self>> {
+        let Some(until) = stream
+            .changes_begin(session.timeline)
+            .filter(|until| since < *until && *until <= session.start)
+        else {
+            return Ok(None);
+        };
+        let changes = session.summarized(since, until).await?;
+        Ok(changes.map(|changes| {
+            tracing::info!(%since, %until, "PostgreSQL's summaries say what changed before the log was seen");
+            Self { until, changes }
+        }))
+    }
+}
+
 impl Reading {
-    /// What a backup reads that has just begun.
+    /// What a backup reads that begins at `start`, by the server's clock at `now`.
     pub async fn of(
         base: Option<&ManifestMeta>,
         stream: &StreamHandle,
-        session: &BackupSession,
+        (timeline, start): (Timeline, Lsn),
+        checksums: bool,
+        now: DateTime<Utc>,
+        earlier: Option<Earlier>,
     ) -> Result<Self> {
         // Without checksums hint bits change pages and the log says nothing of it.
-        let Some(base) =
-            base.filter(|base| session.facts.data_checksums && base.timeline == session.timeline)
-        else {
+        let Some(base) = base.filter(|base| checksums && base.timeline == timeline) else {
             return Ok(Self::All);
         };
-        let changes = match stream.changes(base.start_lsn, session.start).await? {
-            Some(changes) => changes,
-            None => match also_summarized(stream, session, base.start_lsn).await? {
-                Some(changes) => Arc::new(changes),
-                None => return Ok(Self::All),
-            },
+        let changes = match (stream.changes(base.start_lsn, start).await?, earlier) {
+            (Some(changes), _) => changes,
+            (None, Some(mut earlier)) => {
+                let Some(seen) = stream.changes(earlier.until, start).await? else {
+                    return Ok(Self::All);
+                };
+                earlier.changes.merge(&seen);
+                Arc::new(earlier.changes)
+            }
+            (None, None) => return Ok(Self::All),
         };
-        Ok(if session.began_at - base.all_read_at < TRUSTED_FOR {
+        Ok(if now - base.all_read_at < TRUSTED_FOR {
             Self::Changed(changes)
         } else {
             Self::AllAndRemember
@@ -97,30 +131,6 @@ impl Reading {
     pub fn reads_all(&self) -> bool {
         !matches!(self, Self::Changed(_))
     }
-}
-
-/// What the stream saw, and before that what PostgreSQL itself remembers.
-async fn also_summarized(
-    stream: &StreamHandle,
-    session: &BackupSession,
-    since: Lsn,
-) -> Result<Option<change_map::Changes>> {
-    let Some(seen_from) = stream.changes_begin(session.timeline) else {
-        return Ok(None);
-    };
-    // What was not seen up to the start is not looked for: the newest summaries are still being written.
-    let (Some(seen), true) = (
-        stream.changes(seen_from, session.start).await?,
-        seen_from <= session.start,
-    ) else {
-        return Ok(None);
-    };
-    let mut changes = session.summarized(since, seen_from).await?;
-    if let Some(changes) = &mut changes {
-        changes.merge(&seen);
-        tracing::info!(since = %since, seen_from = %seen_from, "PostgreSQL's summaries say what changed before the log was seen");
-    }
-    Ok(changes)
 }
 
 /// `path:page` of pages that differ from the base's though the log up to the backup's end names no change.

@@ -5,7 +5,7 @@
 //! without a hole from the base's start to where what the agent saw begins. PostgreSQL's manual, "WAL Summarization
 //! Information Functions".
 
-use holdfast_domain::{Lsn, Timeline};
+use holdfast_domain::Lsn;
 use holdfast_vault::wal::blocks::MAIN_FORK;
 use holdfast_vault::wal::record::RelFileLocator;
 

@@ -255,7 +255,7 @@ fn epochs_become_coarser_and_the_oldest_goes_when_memory_is_short() {
             end: Lsn((number + 1) * EPOCH_BYTES),
             changes: Changes {
                 // Scattered blocks take the most memory.
-                blocks: HashMap::from([(
+                blocks: HashMap::from_iter([(
                     relation,
                     (0..200_000)
                         .map(|block| block * 331 + number as u32)
