@@ -47,6 +47,10 @@ pub struct AgentConfig {
     /// How many jobs may run side by side.
     #[serde(default = "default_max_jobs")]
     pub max_jobs: u32,
+    /// Whether backups freeze the files of servers where the file system can, and the newest frozen copy of each server is
+    /// kept for a restore on this node (ADR 19). It costs what the server overwrites until its next backup.
+    #[serde(default = "default_frozen_copies")]
+    pub frozen_copies: bool,
 }
 
 fn default_host() -> String {
@@ -59,6 +63,10 @@ fn default_service_user() -> String {
 
 fn default_max_jobs() -> u32 {
     8
+}
+
+fn default_frozen_copies() -> bool {
+    true
 }
 
 impl AgentConfig {

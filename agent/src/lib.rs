@@ -3,7 +3,8 @@
 //! Read in this order: [`config`] and [`runtime`] (what a process is told and what it starts),
 //! [`client`] and [`lease`] (how work arrives and when it must stop), [`node`] (the servers of this
 //! machine), [`work`] (one file per job), [`postgres`] (one file per thing that a server is made of),
-//! [`stream`] (WAL becomes durable), [`snapshot`] and [`restore`] (the two long jobs).
+//! [`stream`] (WAL becomes durable), [`snapshot`] and [`restore`] (the two long jobs), [`frozen`] (what makes both short
+//! where the file system can).
 //!
 //! The agent speaks SQL to managed servers only. It keeps them, and their streams, running without
 //! the control plane for as long as its cached keys and credentials last (RELIABILITY §5.3.8).
@@ -17,6 +18,7 @@ pub mod credentials;
 pub mod equipment;
 pub mod error;
 pub mod fence;
+pub mod frozen;
 pub mod heartbeat;
 pub mod job;
 pub mod lease;

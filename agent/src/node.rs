@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::equipment::Equipment;
 use crate::error::{Error, Result, chain};
+use crate::frozen;
 use crate::postgres::{Installation, ServiceUser, installation, occupancy};
 use crate::reserve::{Reserve, Room};
 use crate::restore::directory::keep_newest_failed;
@@ -280,11 +281,34 @@ impl Node {
         self.busy.moment()
     }
 
-    /// Takes the servers from the cache of an earlier life and starts those that should run.
+    /// Takes the servers from the cache of an earlier life, starts those that should run, and removes what
+    /// backups of that life had begun to freeze.
     pub async fn restore_from_cache(&self) {
         let cached = self.remember(|assignments| assignments.list());
         let asked = self.moment();
         self.reconcile(cached, asked).await;
+        self.for_each_server_dir(
+            "could not remove what a backup had frozen",
+            frozen::clear_unfinished,
+        )
+        .await;
+    }
+
+    /// Does something with each directory below that of the servers; what fails is only told.
+    async fn for_each_server_dir(&self, failing: &'static str, act: fn(&Path) -> Result<()>) {
+        let servers = self.servers_dir();
+        let all = tokio::task::spawn_blocking(move || {
+            let entries = std::fs::read_dir(&servers).map_err(Error::file("list", &servers))?;
+            for directory in entries.flatten() {
+                if let Err(error) = act(&directory.path()) {
+                    tracing::warn!(error = chain(&error), failing);
+                }
+            }
+            Ok::<_, Error>(())
+        });
+        if let Err(error) = all.await.map_err(Error::from).and_then(|all| all) {
+            tracing::warn!(error = chain(&error), failing);
+        }
     }
 
     /// Waits until every server that is meant to run takes connections, or has failed to a few times; its
@@ -372,14 +396,18 @@ impl Node {
     /// fills it most with WAL stops, one a round (RELIABILITY §5.1).
     pub(crate) async fn live_with(&self, room: Room) {
         let failed = match room {
-            Room::Enough | Room::Scarce => FAILED_RESTORES,
+            Room::Enough | Room::Filling | Room::Scarce => FAILED_RESTORES,
             Room::NearlyNone { .. } | Room::None { .. } => 0,
         };
         if let Err(error) = keep_newest_failed(self, failed).await {
             tracing::warn!(error = chain(&error), "could not remove failed restores");
         }
+        if room != Room::Enough || !self.equipment.config.frozen_copies {
+            self.for_each_server_dir("could not remove a frozen copy", frozen::remove)
+                .await;
+        }
         match room {
-            Room::Enough => {
+            Room::Enough | Room::Filling => {
                 for server in self.servers() {
                     server.make_room_over().await;
                 }

@@ -120,5 +120,6 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         service_user: "postgres".into(),
         executable: root.join("holdfast"),
         max_jobs: 4,
+        frozen_copies: true,
     }
 }

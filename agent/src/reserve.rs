@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// Two WAL segments.
 const BYTES: i64 = 32 << 20;
+/// From here on nothing is kept that only makes something faster.
+const SPARE_FROM_PERCENT: u64 = 70;
 const RELEASE_AT_PERCENT: u64 = 95;
 const STOP_AT_PERCENT: u64 = 98;
 /// Taken back only when there is room again, so that it does not come and go.
@@ -25,6 +27,8 @@ const TAKE_BACK_AT_PERCENT: u64 = 90;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
     Enough,
+    /// There is room, and frozen copies are not kept any more: they grow with what their servers overwrite.
+    Filling,
     /// Below the mark at which the reserve goes, and not yet above the one at which it comes back.
     Scarce,
     /// The reserve is released: nothing is kept that can go.
@@ -38,11 +42,17 @@ pub enum Room {
 }
 
 impl Room {
+    /// How much there is on the file system of a directory. Blocking.
+    pub fn on(directory: &Path) -> Result<Self> {
+        used_percent_on(directory).map(Self::of)
+    }
+
     fn of(used_percent: u64) -> Self {
         match used_percent {
             STOP_AT_PERCENT.. => Self::None { used_percent },
             RELEASE_AT_PERCENT.. => Self::NearlyNone { used_percent },
             TAKE_BACK_AT_PERCENT.. => Self::Scarce,
+            SPARE_FROM_PERCENT.. => Self::Filling,
             _ => Self::Enough,
         }
     }
@@ -64,9 +74,7 @@ impl Reserve {
     /// Looks at the file system, and releases the reserve or takes it back. Blocking.
     pub fn look(&self) -> Result<Room> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let disk = statvfs(directory)
-            .map_err(|errno| Error::file("look at the file system of", directory)(errno.into()))?;
-        let used = used_percent(disk.blocks(), disk.blocks_available());
+        let used = used_percent_on(directory)?;
         self.act(used)?;
         Ok(Room::of(used))
     }
@@ -96,6 +104,12 @@ impl Reserve {
     }
 }
 
+fn used_percent_on(directory: &Path) -> Result<u64> {
+    let disk = statvfs(directory)
+        .map_err(|errno| Error::file("look at the file system of", directory)(errno.into()))?;
+    Ok(used_percent(disk.blocks(), disk.blocks_available()))
+}
+
 fn used_percent(blocks: u64, available: u64) -> u64 {
     if blocks == 0 {
         return 0;
@@ -121,9 +135,11 @@ mod tests {
         assert_eq!(held(), 32 << 20);
         assert_eq!(used_percent(100, 4), 96);
         assert_eq!(
-            [89, 90, 95, 98].map(Room::of),
+            [69, 70, 89, 90, 95, 98].map(Room::of),
             [
                 Room::Enough,
+                Room::Filling,
+                Room::Filling,
                 Room::Scarce,
                 Room::NearlyNone { used_percent: 95 },
                 Room::None { used_percent: 98 }

@@ -3,6 +3,8 @@
 //! Servers of the cache start before anybody is asked: a control plane that is away keeps no server down
 //! and no stream silent (RELIABILITY §5.3.8).
 
+use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::error::{Error, Result, chain};
 use crate::node::Node;
+use crate::postgres::service_user::create_passage;
 use crate::wal_news::{self, WalNews};
 use crate::{heartbeat, lease};
 
@@ -33,6 +36,8 @@ pub struct Agent {
     boot: BootId,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
+    /// Last: another process may have the servers once nothing of this one works on them.
+    _sole: File,
 }
 
 impl Agent {
@@ -49,6 +54,7 @@ impl Agent {
         clock: Clock,
         shutdown: CancellationToken,
     ) -> Result<Option<Self>> {
+        let sole = sole_agent(&config.state_dir)?;
         let node = Node::open(config.clone(), clock.clone()).await?;
         let boot = BootId::new();
         node.restore_from_cache().await;
@@ -106,6 +112,7 @@ impl Agent {
             boot,
             shutdown,
             tasks,
+            _sole: sole,
         }))
     }
 
@@ -183,6 +190,27 @@ async fn reach(config: &AgentConfig, clock: &Clock, node: &Node) -> Result<Gatew
     }
 }
 
+/// Two processes on the same servers would end each other's postmasters. The lock lasts as long as the file
+/// is open; no child inherits it.
+fn sole_agent(state_dir: &Path) -> Result<File> {
+    create_passage(state_dir)?;
+    let path = state_dir.join("agent.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Configuration(format!(
+            "another agent works in {}; end it, or give this one a state_dir of its own",
+            state_dir.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(Error::file("lock", &path)(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use holdfast_domain::job::{JoinRequest, JoinResponse};
@@ -190,6 +218,19 @@ mod tests {
     use super::*;
     use crate::gateway_fixture::TestGateway;
     use crate::node_fixture::{self, TestNode};
+
+    #[test]
+    fn a_second_agent_is_refused_while_the_first_one_works() {
+        let state = tempfile::tempdir().expect("a directory");
+        let first = sole_agent(state.path()).expect("alone");
+        let second = sole_agent(state.path()).expect_err("not alone");
+        assert!(
+            second.to_string().contains("another agent works in"),
+            "{second}"
+        );
+        drop(first);
+        sole_agent(state.path()).expect("alone again");
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_node_whose_token_is_spent_waits_for_another() {

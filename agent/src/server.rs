@@ -169,6 +169,12 @@ impl ServerHandle {
         self.facts().0.port
     }
 
+    /// Its data directory's parent: everything on this node that is this server's and nobody else's.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.0.directory.clone()
+    }
+
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.0.directory.join("data")

@@ -34,13 +34,15 @@ pub struct OwnedSetting {
 }
 
 /// RELIABILITY §5.1. Looked at every cycle by [`super::drift`].
-pub const OWNED: [OwnedSetting; 12] = [
+pub const OWNED: [OwnedSetting; 13] = [
     owned("wal_level", "replica", "replica", 13),
     owned("archive_mode", "off", "off", 13),
     // WAL is never dropped to save disk: the server stops before the history breaks.
     owned("max_slot_wal_keep_size", "-1", "-1", 13),
     // 18 would drop the slot of a stream that cannot reach its store.
     owned("idle_replication_slot_timeout", "0", "0", 18),
+    // What changed while no agent watched (ADR 15).
+    owned("summarize_wal", "on", "on", 17),
     owned("wal_sender_timeout", "60s", "60000", 13),
     owned("full_page_writes", "on", "on", 13),
     owned("fsync", "on", "on", 13),

@@ -76,6 +76,15 @@ impl Building {
         require_space(&self.root, bytes)
     }
 
+    /// Begins anew with the server's own directories. Blocks.
+    pub fn empty(&self, node: &Node) -> Result<()> {
+        for directory in [self.data(), self.tablespaces()] {
+            std::fs::remove_dir_all(&directory).map_err(Error::file("remove", &directory))?;
+            node.service_user().create_dir(&directory)?;
+        }
+        Ok(())
+    }
+
     /// Removes the attempt and everything in it.
     pub async fn remove(self, node: &Node) -> Result<()> {
         node.remove_dir(&self.root).await

@@ -34,4 +34,4 @@ mod outage_tests;
 #[cfg(test)]
 mod round_trip_tests;
 #[cfg(test)]
-mod test_site;
+pub(crate) mod test_site;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use holdfast_domain::wal::WalObject;
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
 use holdfast_vault::wal::history::get_history;
@@ -164,20 +165,25 @@ impl SegmentSource {
     }
 
     async fn object(&self, piece: &Piece) -> Result<Bytes> {
-        if let Some((key, bytes)) = &*self.newest_object.lock().await
-            && *key == piece.object.key
+        let object = &piece.object;
+        if piece.from == object.start && piece.to == object.end {
+            return self.fetch(object).await;
+        }
+        // Held while it is fetched: whoever wants another part of it finds it afterwards.
+        let mut newest = self.newest_object.lock().await;
+        if let Some((key, bytes)) = &*newest
+            && *key == object.key
         {
             return Ok(bytes.clone());
         }
-        let opened = get_wal(&self.stores, &self.data_key, &piece.object)
-            .await
-            .map_err(missing_is_a_gap)?;
-        // Only an object that goes on after this piece will be wanted again.
-        if piece.to < piece.object.end {
-            *self.newest_object.lock().await =
-                Some((piece.object.key.clone(), opened.bytes.clone()));
-        }
-        Ok(opened.bytes)
+        let bytes = self.fetch(object).await?;
+        *newest = Some((object.key.clone(), bytes.clone()));
+        Ok(bytes)
+    }
+
+    async fn fetch(&self, object: &WalObject) -> Result<Bytes> {
+        let opened = get_wal(&self.stores, &self.data_key, object).await;
+        Ok(opened.map_err(missing_is_a_gap)?.bytes)
     }
 }
 

@@ -46,15 +46,24 @@ impl Site {
 
     /// One whose servers are of this major.
     pub(crate) async fn open_major(major: u16) -> Self {
+        Self::open_with(major, &std::env::temp_dir(), |_| ()).await
+    }
+
+    /// One that keeps everything below `parent`, told what `tell` changes.
+    pub(crate) async fn open_with(
+        major: u16,
+        parent: &Path,
+        tell: impl FnOnce(&mut AgentConfig),
+    ) -> Self {
         let root = tempfile::Builder::new()
             .prefix("hf")
             .permissions(std::fs::Permissions::from_mode(0o711))
-            .tempdir()
+            .tempdir_in(parent)
             .expect("a temporary directory");
         let at = |name: &str| root.path().join(name);
         KeyRing::create(&at("keys"), "1").expect("a key");
         let executable = restore_command(root.path());
-        let config = AgentConfig {
+        let mut config = AgentConfig {
             name: "n1".into(),
             region: "eastus2".into(),
             zone: None,
@@ -70,7 +79,9 @@ impl Site {
             service_user: "postgres".into(),
             executable,
             max_jobs: 4,
+            frozen_copies: true,
         };
+        tell(&mut config);
         let vault = VaultRef {
             id: VaultId::new(),
             url: format!("file://{}", at("vault").display()),

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::StreamExt as _;
 use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,6 +19,9 @@ use super::segment_source::SegmentSource;
 use super::wal_get::{FILE, NAME_LIMIT, NOT_PLANNED, UNOBTAINABLE};
 use crate::error::{Error, Result};
 use crate::postgres::ServiceUser;
+
+/// Two requests of 16 MiB, each with a store's latency before it, bring more than PostgreSQL replays (PERFORMANCE §5).
+const AT_ONCE: usize = 2;
 
 /// A running server. Dropping it closes the socket; who asks afterwards gets no answer, which
 /// `wal-get` turns into an abort.
@@ -127,9 +131,10 @@ async fn prefetch(shared: Arc<Shared>, from: usize) {
         shared.source.retire(gone).await;
     }
     let until = (from + shared.source.ahead()).min(shared.plan.segments.len());
-    for number in from..until {
-        shared.source.prefetch(number).await;
-    }
+    let source = &shared.source;
+    futures::stream::iter(from..until)
+        .for_each_concurrent(AT_ONCE, |number| source.prefetch(number))
+        .await;
 }
 
 async fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {

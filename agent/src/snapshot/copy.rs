@@ -1,6 +1,6 @@
-//! Feeds the files of a running server to the vault (RELIABILITY §5.2.5).
+//! Feeds the files of a server to the vault (RELIABILITY §5.2.5).
 //!
-//! PostgreSQL writes while we read. A file that vanished was dropped; one that became shorter is
+//! Unless they are frozen, PostgreSQL writes while we read. A file that vanished was dropped; one that became shorter is
 //! padded with zeroes; a torn page is read again. WAL from the backup's start repairs all of that on
 //! restore. What it cannot repair – a page that is wrong and was last changed before the start, or
 //! claims a change that the backup's WAL does not reach – is a *suspect*, reported and kept.
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::page::{self, PAGE_BYTES, Verdict};
 use super::reading::Reading;
-use super::walk::{Entry, FileKind, Walk, WalkError, location_text};
+use super::walk::{Entry, FileKind, WalkError, location_text};
 use crate::error::Result;
 
 const REREADS: u32 = 3;
@@ -100,6 +100,15 @@ impl Suspects {
     }
 }
 
+/// Whether files change while they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// PostgreSQL writes to them, and drops some.
+    Live,
+    /// Nobody does. A page of them is never torn, and reading it again gives the same.
+    Frozen,
+}
+
 /// What is read, with its size as it was when it was opened.
 enum Opened {
     Directory(String),
@@ -115,17 +124,18 @@ enum Opened {
     },
 }
 
-/// Hands everything the walk finds to the writer and returns when all of it has been read.
+/// Hands all entries to the writer and returns when all of them have been read.
 /// `checked`: the cluster has page checksums.
 pub async fn copy(
-    walk: Walk,
+    entries: impl Iterator<Item = Result<Entry, WalkError>> + Send + 'static,
+    files: Files,
     writer: &BackupWriter,
     checked: bool,
     suspects: &Arc<Suspects>,
     reading: &Reading,
 ) -> Result<()> {
     let (found, mut next) = mpsc::channel(FILES_AHEAD);
-    let walking = tokio::task::spawn_blocking(move || open_all(walk, &found));
+    let walking = tokio::task::spawn_blocking(move || open_all(entries, files, &found));
     while let Some(opened) = next.recv().await {
         match opened {
             Opened::Directory(path) => writer.add_dir(&path)?,
@@ -139,8 +149,9 @@ pub async fn copy(
                 kind,
             } => match kind {
                 FileKind::Relation { first_block, .. } => {
-                    let check = checked
-                        .then(|| page_check(path.clone(), first_block, Arc::clone(suspects)));
+                    let check = checked.then(|| {
+                        page_check(path.clone(), first_block, files, Arc::clone(suspects))
+                    });
                     writer
                         .add_relation_segment(&path, file, bytes, check, reading.changes_of(kind))
                         .await?;
@@ -155,8 +166,12 @@ pub async fn copy(
 }
 
 /// The walking thread. Ends early, without an error, when nobody listens any more.
-fn open_all(walk: Walk, found: &mpsc::Sender<Opened>) -> Result<(), WalkError> {
-    for entry in walk {
+fn open_all(
+    entries: impl Iterator<Item = Result<Entry, WalkError>>,
+    files: Files,
+    found: &mpsc::Sender<Opened>,
+) -> Result<(), WalkError> {
+    for entry in entries {
         let opened = match entry? {
             Entry::Directory { path } => Opened::Directory(path),
             Entry::Tablespace { oid, location } => Opened::Tablespace { oid, location },
@@ -169,7 +184,10 @@ fn open_all(walk: Walk, found: &mpsc::Sender<Opened>) -> Result<(), WalkError> {
                     bytes,
                     kind,
                 },
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Of frozen files none is dropped: a backup must not lack one silently.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && files == Files::Live => {
+                    continue;
+                }
                 Err(source) => return Err(WalkError::Io { path, source }),
             },
         };
@@ -189,7 +207,11 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, bytes))
 }
 
-fn page_check(path: String, first_block: u32, suspects: Arc<Suspects>) -> PageCheck {
+fn page_check(path: String, first_block: u32, files: Files, suspects: Arc<Suspects>) -> PageCheck {
+    let rereads = match files {
+        Files::Live => REREADS,
+        Files::Frozen => 0,
+    };
     Arc::new(move |file: &File, block_in_file: u64, page: &mut [u8]| {
         if page.len() != PAGE_BYTES {
             return Ok(()); // the rest of a file that is being extended
@@ -201,7 +223,7 @@ fn page_check(path: String, first_block: u32, suspects: Arc<Suspects>) -> PageCh
             let Verdict::Bad { lsn } = page::check(page, block) else {
                 return Ok(());
             };
-            if reread == REREADS {
+            if reread == rereads {
                 suspects.push(Suspect {
                     lsn,
                     path: path.clone(),
@@ -263,7 +285,7 @@ mod tests {
         let good = good_page(1, 100);
         let (_root, file) = file_of(&[good_page(0, 100), good.clone()]);
         let suspects = Arc::new(Suspects::since(Lsn(u64::MAX)));
-        let check = page_check("base/5/16384".into(), 0, Arc::clone(&suspects));
+        let check = page_check("base/5/16384".into(), 0, Files::Live, Arc::clone(&suspects));
         let mut torn = good.clone();
         torn[5000..].fill(0);
         check(&file, 1, &mut torn).expect("readable");
@@ -276,20 +298,19 @@ mod tests {
         let mut damaged = good_page(131_072 + 1, 500);
         damaged[4000] ^= 1;
         let (_root, file) = file_of(&[good_page(131_072, 1), damaged.clone()]);
-        let mut found = |start, stop| {
-            let suspects = Arc::new(Suspects::since(Lsn(start)));
-            page_check("base/5/16384.1".into(), 131_072, Arc::clone(&suspects))(
-                &file,
-                1,
-                &mut damaged,
-            )
-            .expect("readable");
-            suspects.not_repaired(Lsn(stop))
-        };
-        let one = (vec!["base/5/16384.1:1".to_owned()], 1);
-        assert_eq!(found(501, 900), one, "older than the start");
-        assert_eq!(found(400, 900), (Vec::new(), 0), "in the backup's WAL");
-        assert_eq!(found(400, 450), one, "beyond the stop");
+        for files in [Files::Live, Files::Frozen] {
+            let mut found = |start, stop| {
+                let suspects = Arc::new(Suspects::since(Lsn(start)));
+                let path = "base/5/16384.1".to_owned();
+                page_check(path, 131_072, files, Arc::clone(&suspects))(&file, 1, &mut damaged)
+                    .expect("readable");
+                suspects.not_repaired(Lsn(stop))
+            };
+            let one = (vec!["base/5/16384.1:1".to_owned()], 1);
+            assert_eq!(found(501, 900), one, "older than the start");
+            assert_eq!(found(400, 900), (Vec::new(), 0), "in the backup's WAL");
+            assert_eq!(found(400, 450), one, "beyond the stop");
+        }
     }
 
     #[test]
@@ -322,9 +343,27 @@ mod tests {
         let (_root, file) = file_of(&[good_page(0, 1)]);
         let suspects = Arc::new(Suspects::since(Lsn(u64::MAX)));
         let mut page = vec![7; PAGE_BYTES];
-        page_check("base/5/1".into(), 0, Arc::clone(&suspects))(&file, 1, &mut page)
+        page_check("base/5/1".into(), 0, Files::Live, Arc::clone(&suspects))(&file, 1, &mut page)
             .expect("readable");
         assert_eq!(page, vec![0; PAGE_BYTES]);
         assert_eq!(suspects.not_repaired(Lsn(0)), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_was_dropped_unless_it_was_frozen() {
+        let root = tempfile::tempdir().expect("a directory");
+        let gone = || {
+            let path = "base/5/1".to_owned();
+            let (source, kind) = (root.path().join("1"), FileKind::Other);
+            std::iter::once(Ok(Entry::File {
+                path,
+                source,
+                bytes: 1,
+                kind,
+            }))
+        };
+        let (found, _next) = mpsc::channel(1);
+        open_all(gone(), Files::Live, &found).expect("dropped meanwhile");
+        open_all(gone(), Files::Frozen, &found).expect_err("missing");
     }
 }

@@ -10,6 +10,7 @@ pub mod copy;
 pub mod page;
 pub mod reading;
 pub mod session;
+mod summaries;
 pub mod wal;
 pub mod walk;
 

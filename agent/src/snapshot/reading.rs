@@ -12,6 +12,7 @@ use holdfast_vault::backup::{Changes, ManifestMeta};
 use roaring::RoaringBitmap;
 
 use super::page::SEGMENT_BLOCKS;
+use super::session::BackupSession;
 use super::walk::{FileKind, main_fork_at};
 use crate::error::Result;
 use crate::stream::StreamHandle;
@@ -34,6 +35,35 @@ pub enum Reading {
     Changed(Arc<change_map::Changes>),
 }
 
+/// What PostgreSQL itself remembers of the log before the stream saw it.
+#[derive(Debug)]
+pub struct Earlier {
+    until: Lsn,
+    changes: change_map::Changes,
+}
+
+impl Earlier {
+    /// To be asked while the session lives. What was not seen up to its start is not looked for: the newest
+    /// summaries are still being written.
+    pub async fn of(
+        stream: &StreamHandle,
+        session: &BackupSession,
+        since: Lsn,
+    ) -> Result<Option<Self>> {
+        let Some(until) = stream
+            .changes_begin(session.timeline)
+            .filter(|until| since < *until && *until <= session.start)
+        else {
+            return Ok(None);
+        };
+        let changes = session.summarized(since, until).await?;
+        Ok(changes.map(|changes| {
+            tracing::info!(%since, %until, "PostgreSQL's summaries say what changed before the log was seen");
+            Self { until, changes }
+        }))
+    }
+}
+
 impl Reading {
     /// What a backup reads that begins at `start`, by the server's clock at `now`.
     pub async fn of(
@@ -42,13 +72,22 @@ impl Reading {
         (timeline, start): (Timeline, Lsn),
         checksums: bool,
         now: DateTime<Utc>,
+        earlier: Option<Earlier>,
     ) -> Result<Self> {
         // Without checksums hint bits change pages and the log says nothing of it.
         let Some(base) = base.filter(|base| checksums && base.timeline == timeline) else {
             return Ok(Self::All);
         };
-        let Some(changes) = stream.changes(base.start_lsn, start).await? else {
-            return Ok(Self::All);
+        let changes = match (stream.changes(base.start_lsn, start).await?, earlier) {
+            (Some(changes), _) => changes,
+            (None, Some(mut earlier)) => {
+                let Some(seen) = stream.changes(earlier.until, start).await? else {
+                    return Ok(Self::All);
+                };
+                earlier.changes.merge(&seen);
+                Arc::new(earlier.changes)
+            }
+            (None, None) => return Ok(Self::All),
         };
         Ok(if now - base.all_read_at < TRUSTED_FOR {
             Self::Changed(changes)

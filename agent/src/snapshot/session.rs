@@ -21,7 +21,7 @@ pub struct Facts {
 
 /// A backup that PostgreSQL holds open.
 pub struct BackupSession {
-    connection: Connection,
+    pub(super) connection: Connection,
     pub facts: Facts,
     /// Where its WAL begins: the redo position of the checkpoint that the start made.
     pub start: Lsn,

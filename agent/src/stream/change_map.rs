@@ -9,9 +9,9 @@
 //! Memory is bounded: when it has grown beyond [`MOST_EPOCHS`] epochs, neighbours become one; when it is still too
 //! large, the oldest goes and `from` moves up.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
 use holdfast_domain::{Lsn, Timeline};
 use holdfast_vault::wal::blocks::{Head, MAIN_FORK, Unreadable};
 use holdfast_vault::wal::record::{Record, RelFileLocator, rmgr};
@@ -81,7 +81,21 @@ impl Changes {
             .map_or(Known::Nothing, Known::Blocks)
     }
 
-    fn merge(&mut self, other: &Self) {
+    pub fn add_block(&mut self, relation: RelFileLocator, block: u32) {
+        self.blocks.entry(relation).or_default().insert(block);
+    }
+
+    /// It was made, or cut short.
+    pub fn add_relation(&mut self, relation: RelFileLocator) {
+        self.relations.insert(relation);
+    }
+
+    /// It was copied as files, or dropped.
+    pub fn add_database(&mut self, database: u32) {
+        self.databases.insert(database);
+    }
+
+    pub fn merge(&mut self, other: &Self) {
         for (relation, blocks) in &other.blocks {
             *self.blocks.entry(*relation).or_default() |= blocks;
         }
@@ -106,7 +120,7 @@ impl Changes {
                 let data = head.data()?;
                 // CREATE: the locator; TRUNCATE: the new length, then the locator.
                 let at = if record.info & 0xF0 == 0x20 { 4 } else { 0 };
-                self.relations.insert(RelFileLocator {
+                self.add_relation(RelFileLocator {
                     tablespace: word(data, at)?,
                     database: word(data, at + 4)?,
                     relation: word(data, at + 8)?,
@@ -114,7 +128,7 @@ impl Changes {
             }
             // Made by copying files, or dropped: in each kind of record the database comes first.
             rmgr::DATABASE => {
-                self.databases.insert(word(head.data()?, 0)?);
+                self.add_database(word(head.data()?, 0)?);
             }
             rmgr::XLOG if matches!(record.info & 0xF0, XLOG_PARAMETER_CHANGE | XLOG_FPW_CHANGE) => {
                 return Err(Unreadable);
@@ -122,10 +136,7 @@ impl Changes {
             FIRST_CUSTOM_RMGR.. => return Err(Unreadable),
             _ => head.blocks(|block| {
                 if block.fork == MAIN_FORK {
-                    self.blocks
-                        .entry(block.relation)
-                        .or_default()
-                        .insert(block.block);
+                    self.add_block(block.relation, block.block);
                 }
             })?,
         }
@@ -229,6 +240,12 @@ impl ChangeMap {
             all.merge(&epoch.changes);
         }
         Some(Arc::new(all))
+    }
+
+    /// Where what it knows begins; `None` when it is not believed, or knows nothing of this timeline.
+    #[must_use]
+    pub fn begins(&self, timeline: Timeline) -> Option<Lsn> {
+        (!self.distrusted && self.timeline == timeline).then_some(self.from)
     }
 
     /// No backup will ask about what comes before this.

@@ -54,6 +54,8 @@ pub(super) struct Piece {
     /// The bytes since the last cut (a bundle reaches further back).
     pub range: WalRange,
     pub bytes: Bytes,
+    /// Of `bytes`, when they are a unit: taken while they streamed by.
+    pub hash: Option<blake3::Hash>,
     /// The whole unit instead, when its beginning can be read again.
     pub whole: Option<WholeUnit>,
 }
@@ -256,13 +258,14 @@ impl Cutter {
             self.lose_sight(from, is_new);
             return is_new;
         };
-        let mut records = Vec::new();
+        let mut urgent = false;
         walker.begin_range();
         let outcome = {
-            let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            let changes = Arc::clone(&self.changes);
+            let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
             walker.feed_with_heads(bytes, |record, head| {
                 changes.take(&record, head);
-                records.push(record);
+                urgent |= self.note(&record, is_new);
             })
         };
         if let Some(first) = walker.first_start() {
@@ -271,10 +274,6 @@ impl Cutter {
                 self.bundle.first_record.get_or_insert(first);
                 self.tail.first_record.get_or_insert(first);
             }
-        }
-        let mut urgent = false;
-        for record in &records {
-            urgent |= self.note(record, is_new);
         }
         self.dialect = walker.dialect().or(self.dialect);
         let invalid = match outcome {
@@ -312,13 +311,17 @@ impl Cutter {
         let counts = counting::counts(record, &self.statistics);
         let urgent = self.transactions.is_urgent(record, counts);
         self.relations_renamed |= counting::renames_relations(record);
-        let anomaly = record.stamp().and_then(|stamp| self.check_clock(stamp));
+        let stamp = record.stamp();
+        let anomaly = stamp.and_then(|stamp| self.check_clock(stamp));
+        if stamp.is_none() && !counts {
+            return false;
+        }
         for summary in [&mut self.unit, &mut self.bundle, &mut self.tail] {
             // Tail and bundle begin behind what is durable already.
             if record.end <= summary.start {
                 continue;
             }
-            if let Some(stamp) = record.stamp() {
+            if let Some(stamp) = stamp {
                 summary.push(stamp);
             }
             if counts {
@@ -375,6 +378,7 @@ impl Cutter {
         let piece = Piece {
             range: self.range(&summary, self.received),
             bytes,
+            hash: None,
             whole: None,
         };
         self.tail = Summary::of(self.received);
@@ -395,12 +399,13 @@ impl Cutter {
             None
         } else {
             let skip = usize::try_from(self.cut_to.bytes_since(self.recent_from)).unwrap_or(0);
-            let bytes = Bytes::copy_from_slice(&self.recent[skip..]);
+            let bytes = self.recent.split().freeze().slice(skip..);
             let range = self.range(&self.tail, self.received);
             let is_whole = range.start == whole.start;
             Some(Piece {
                 range: if is_whole { whole.clone() } else { range },
                 bytes,
+                hash: is_whole.then_some(hash),
                 whole: (!is_whole).then_some(WholeUnit { range: whole, hash }),
             })
         };

@@ -181,6 +181,12 @@ impl StreamHandle {
         Ok(self.change_map().since(since))
     }
 
+    /// From where on changes are known; `None`: not at all.
+    #[must_use]
+    pub fn changes_begin(&self, timeline: Timeline) -> Option<Lsn> {
+        self.change_map().begins(timeline)
+    }
+
     /// No backup will ask about changes before this any more.
     pub fn forget_changes_before(&self, lsn: Lsn) {
         self.change_map().forget_before(lsn);

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use holdfast_domain::Lsn;
 use holdfast_domain::wal::WalObject;
 use holdfast_vault::wal::object::LARGEST_OBJECT_BYTES;
-use holdfast_vault::wal::{WalRange, put_wal};
+use holdfast_vault::wal::{WalRange, put_hashed_wal};
 use holdfast_vault::{DataKey, Store};
 
 use super::cutter::Piece;
@@ -97,8 +97,9 @@ impl Putter {
     }
 
     pub async fn put_once(&self, piece: &Piece) -> holdfast_vault::Result<WalObject> {
-        let put = |range, bytes| put_wal(&self.stores, &self.data_key, range, bytes);
-        let mut outcome = put(piece.range.clone(), piece.bytes.clone()).await;
+        let put =
+            |range, bytes, hash| put_hashed_wal(&self.stores, &self.data_key, range, bytes, hash);
+        let mut outcome = put(piece.range.clone(), piece.bytes.clone(), piece.hash).await;
         for back in 1..=MOST_DAMAGED {
             let Err(error @ holdfast_vault::Error::Corrupted { .. }) = &outcome else {
                 break;
@@ -107,7 +108,7 @@ impl Putter {
             let Some((range, bytes)) = self.reach_back(piece, back).await else {
                 break;
             };
-            outcome = put(range, bytes).await;
+            outcome = put(range, bytes, None).await;
         }
         outcome
     }
@@ -151,6 +152,7 @@ impl Putter {
             Ok(Ok(Some(bytes))) => {
                 piece.range = whole.range;
                 piece.bytes = bytes;
+                piece.hash = Some(whole.hash);
             }
             Ok(Err(error)) => {
                 tracing::debug!(wal.start = %whole.range.start, %error, "a segment cannot be read again");
@@ -164,7 +166,7 @@ impl Putter {
 mod tests {
     use holdfast_domain::lsn::segment_file_name;
     use holdfast_domain::{IncarnationId, Timeline};
-    use holdfast_vault::wal::get_wal;
+    use holdfast_vault::wal::{get_wal, put_wal};
 
     use super::*;
 
@@ -197,6 +199,7 @@ mod tests {
         let piece = Piece {
             range,
             bytes: Bytes::copy_from_slice(&segment[1000..5000]),
+            hash: None,
             whole: None,
         };
         // What an earlier attempt left that could not be read back.

@@ -5,8 +5,7 @@
 //! automatic ANALYZE need not be. The difference is in the records the transaction wrote before: a
 //! transaction is *quiet* when every one of them was seen and none counted. Not sure means not quiet.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use holdfast_vault::wal::record::{Record, rmgr};
 
 /// More transactions than this at once are not followed; their commits are urgent.

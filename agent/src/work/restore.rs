@@ -14,8 +14,12 @@ use holdfast_vault::backup::{Manifest, RestoreInto, Restored, TablespaceRoot, re
 use holdfast_vault::key::DataKey;
 use holdfast_vault::store::Store;
 use secrecy::SecretString;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
+use crate::frozen::FrozenCopy;
+use crate::frozen::thaw::Unfit;
 use crate::job::JobContext;
 use crate::postgres::configuration::ServerConfiguration;
 use crate::postgres::{Postmaster, PostmasterSpec, StopMode};
@@ -140,21 +144,23 @@ async fn build(
     })
     .await?;
     let plan = Arc::new(Plan::build(source, goal)?);
-    building.require_space(manifest.logical_bytes.saturating_add(plan.wal_bytes()))?;
     progress.planned(manifest.logical_bytes, plan.wal_bytes());
     tracing::info!(
         goal = ?plan.goal, end = ?plan.end, segments = plan.segments.len(), "restore planned"
     );
 
-    let restored = copy_data(
-        building,
-        &manifest,
-        &stores,
-        &data_key,
-        ctx.node.service_user().ids(),
-        &progress,
-    )
-    .await?;
+    building.require_space(plan.wal_bytes())?;
+    let owner = ctx.node.service_user().ids();
+    let manifest = Arc::new(manifest);
+    let (restored, durable) = match clone_frozen(ctx, building, &manifest, owner).await? {
+        Some(restored) => (restored, Some(make_durable(building))),
+        None => {
+            building.require_space(manifest.logical_bytes.saturating_add(plan.wal_bytes()))?;
+            let copying = copy_data(building, &manifest, &stores, &data_key, owner, &progress);
+            (copying.await?, None)
+        }
+    };
+    progress.copied(restored.bytes);
     let control = recovery::control_file(&restored.pg_control, &manifest.meta)?;
     let source_parameters =
         parameters::of_directory(&building.data()).map_err(Error::file("read", building.data()))?;
@@ -167,13 +173,83 @@ async fn build(
         plan: &plan,
         progress: &progress,
     };
-    recovered
+    let finished = recovered
         .run(stores, data_key, control, source_parameters, restored.bytes)
         .await
         .map_err(|error| Failure {
             directory_tells: !matches!(error, Error::Canceled),
             error,
-        })
+        })?;
+    if let Some(durable) = durable {
+        durable.await.map_err(Error::from)??;
+    }
+    Ok(finished)
+}
+
+/// What was cloned has to be on the disk before the directory gets its final name, and no earlier: the file system may
+/// have much of its own servers' to write back, and recovery need not wait for that.
+fn make_durable(building: &Building) -> JoinHandle<Result<()>> {
+    let root = building.root().to_owned();
+    tokio::task::spawn_blocking(move || {
+        std::fs::File::open(&root)
+            .and_then(|root| Ok(nix::unistd::syncfs(root)?))
+            .map_err(Error::file("make durable", root))
+    })
+}
+
+/// The data from the frozen copy of exactly this backup, if this node has it and it is as it was: that takes moments,
+/// whatever the size (FLX-153). `None`: it has to be fetched.
+async fn clone_frozen(
+    ctx: &JobContext,
+    building: &Building,
+    manifest: &Arc<Manifest>,
+    owner: Option<(u32, u32)>,
+) -> Result<Option<Restored>> {
+    let node = Arc::clone(&ctx.node);
+    let (building, manifest) = (building.clone(), Arc::clone(manifest));
+    let stop = ctx.cancel.clone();
+    let cloning = tokio::task::spawn_blocking(move || {
+        let Some(frozen) = FrozenCopy::find(&node.server_dir(manifest.incarnation), &manifest)
+        else {
+            return Ok(None);
+        };
+        let (data, tablespaces) = (building.data(), building.tablespaces());
+        let into = into_building(&data, &tablespaces, owner);
+        let begun = Instant::now();
+        match frozen.thaw(&manifest, into, &stop) {
+            Ok(restored) => {
+                let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(backup.id = %manifest.backup, took_ms, "the backup's frozen copy was cloned");
+                Ok(Some(restored))
+            }
+            // The directory goes, and must not be filled again meanwhile.
+            Err(Unfit::Stopped) if stop.is_cancelled() => Err(Error::Canceled),
+            Err(unfit) => {
+                tracing::warn!(
+                    backup.id = %manifest.backup, error = chain(&unfit),
+                    "the backup's frozen copy on this node is not used; its pages are fetched"
+                );
+                building.empty(&node)?;
+                Ok(None)
+            }
+        }
+    });
+    cloning.await?
+}
+
+fn into_building<'a>(
+    data: &'a Path,
+    tablespaces: &'a Path,
+    owner: Option<(u32, u32)>,
+) -> RestoreInto<'a> {
+    RestoreInto {
+        dir: data,
+        tablespaces: Some(TablespaceRoot {
+            write_below: tablespaces,
+            link_to: Path::new("../../tablespaces"),
+        }),
+        owner,
+    }
 }
 
 async fn copy_data(
@@ -186,14 +262,7 @@ async fn copy_data(
 ) -> Result<Restored> {
     let written = Arc::new(AtomicU64::new(0));
     let (data, tablespaces) = (building.data(), building.tablespaces());
-    let into = RestoreInto {
-        dir: &data,
-        tablespaces: Some(TablespaceRoot {
-            write_below: &tablespaces,
-            link_to: Path::new("../../tablespaces"),
-        }),
-        owner,
-    };
+    let into = into_building(&data, &tablespaces, owner);
     let count = Arc::clone(&written);
     let copying = restore_to(
         into,

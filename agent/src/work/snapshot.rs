@@ -3,6 +3,9 @@
 //! Twice: a manifest that an earlier attempt of this backup published is adopted. Half: PostgreSQL
 //! ends the backup with our session, which ends with this future; nothing is visible in the vault
 //! before the manifest, and what was uploaded carries the dead attempt's epoch.
+//!
+//! Where the file system can, the files are frozen first: PostgreSQL's backup ends after moments, and what is uploaded are
+//! clones that do not change (`crate::frozen`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +16,17 @@ use holdfast_domain::wal::WalObject;
 use holdfast_vault::backup::{
     Attempt, BackupWriter, BaseIndex, FinishedBackup, ManifestMeta, find_manifest,
 };
+use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
+use crate::frozen::{Frozen, Identity, Place};
 use crate::job::JobContext;
+use crate::reserve::Room;
 use crate::server::ServerHandle;
 use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
-use crate::snapshot::copy::{Suspects, copy};
-use crate::snapshot::reading::{Reading, unexplained};
-use crate::snapshot::session::BackupSession;
+use crate::snapshot::copy::{Files, Suspects, copy};
+use crate::snapshot::reading::{Earlier, Reading, unexplained};
+use crate::snapshot::session::{BackupSession, Stopped};
 use crate::snapshot::wal::BackupWal;
 use crate::snapshot::walk::{Walk, estimated_bytes};
 use crate::stream::StreamHandle;
@@ -74,10 +80,34 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         None => None,
     };
 
+    let data_dir = server.data_dir();
+    let major = server.installation()?.major;
+    let catalog_version = control_file(&server).await?.catalog_version();
+    let walk = move || Walk::new(&data_dir, major, catalog_version);
+    let place = place_to_freeze(ctx, &server).await?;
+
     // ---- PostgreSQL holds the backup open from here …
-    let session = BackupSession::start(server.connect().await?, spec.backup).await?;
+    let connection = server.connect().await?;
+    let asked = Instant::now();
+    let session = BackupSession::start(connection, spec.backup).await?;
     let (start, timeline, facts) = (session.start, session.timeline, session.facts.clone());
-    tracing::info!(backup.id = %spec.backup, start = %start, "backup started");
+    let began_at = session.began_at;
+    tracing::info!(
+        backup.id = %spec.backup, start = %start, checkpoint_ms = millis(asked), "backup started"
+    );
+    let earlier = match &base {
+        Some(base) => Earlier::of(&stream, &session, base.meta().start_lsn).await?,
+        None => None,
+    };
+    let mut held = Held::Open(Box::new(session), Instant::now());
+    let frozen = match place {
+        Some(place) => freeze(place, walk()).await?.map(Arc::new),
+        None => None,
+    };
+    if frozen.is_some() {
+        held = Held::Ended(held.end(&server).await?);
+        // ---- … to here, when the files are frozen.
+    }
 
     let attempt = Attempt {
         incarnation,
@@ -90,38 +120,52 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         meta.map(|meta| meta.start_lsn),
         meta.map(|meta| meta.all_read_at),
     );
-    let position = (timeline, start);
     let reading = within(
         STREAM_WITHIN,
         "make its write-ahead log durable",
         Reading::of(
             meta,
             &stream,
-            position,
+            (timeline, start),
             facts.data_checksums,
-            session.began_at,
+            began_at,
+            earlier,
         ),
     )
     .await??;
     let writer = BackupWriter::new(stores.clone(), data_key.clone(), attempt, base)?;
     let suspects = Arc::new(Suspects::since(start));
     let checked = facts.data_checksums;
-    let bytes_total = copy_files(ctx, &server, &writer, checked, &suspects, &reading).await?;
-
-    let control_file = server.data_dir().join(CONTROL_FILE);
-    let control = tokio::task::spawn_blocking(move || ControlFile::read(&control_file)).await??;
+    let bytes_total = match &frozen {
+        Some(frozen) => {
+            let entries = frozen.entries();
+            let copying = copy(
+                entries,
+                Files::Frozen,
+                &writer,
+                checked,
+                &suspects,
+                &reading,
+            );
+            follow(ctx, &writer, frozen.bytes(), copying).await?
+        }
+        None => {
+            let estimate = walk.clone();
+            let total = tokio::task::spawn_blocking(move || estimated_bytes(estimate())).await??;
+            let copying = copy(walk(), Files::Live, &writer, checked, &suspects, &reading);
+            follow(ctx, &writer, total, copying).await?
+        }
+    };
+    let Ended { control, stopped } = held.end(&server).await?;
+    // ---- … to here at the latest. What follows only proves and publishes.
     if control.system_identifier() != facts.system_identifier {
         return Err(Error::Drift(
             "its control file belongs to another cluster".into(),
         ));
     }
     writer
-        .add_bytes(CONTROL_FILE, control.into_bytes().into())
+        .add_bytes(CONTROL_FILE, control.bytes().to_vec().into())
         .await?;
-    writer.settle().await?;
-
-    let stopped = session.stop().await?;
-    // ---- … to here. What follows only proves and publishes.
     tell(
         ctx,
         "WaitingForWal",
@@ -193,6 +237,9 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
     if published_wal != wal {
         // Another attempt published first; its backup is this one.
         objects = published_wal.proven(&stores, &data_key).await?;
+    } else if let Some(frozen) = frozen {
+        let of = Identity::new(incarnation, spec.backup, &published.meta);
+        keep(ctx, &server, frozen, of, control).await?;
     }
     stream.forget_changes_before(start);
     Ok(outcome(published, objects))
@@ -221,26 +268,112 @@ async fn compare_with_log(
     Ok(())
 }
 
-/// Reads every file, telling how far it is. Returns the bytes read.
-async fn copy_files(
+/// A backup in PostgreSQL.
+enum Held {
+    /// Since then.
+    Open(Box<BackupSession>, Instant),
+    Ended(Ended),
+}
+
+struct Ended {
+    control: ControlFile,
+    stopped: Stopped,
+}
+
+impl Held {
+    /// Reads the control file, last of all files, and ends the backup, unless that was done.
+    async fn end(self, server: &ServerHandle) -> Result<Ended> {
+        match self {
+            Self::Ended(ended) => Ok(ended),
+            Self::Open(session, since) => {
+                let control = control_file(server).await?;
+                let stopped = session.stop().await?;
+                tracing::info!(stop = %stopped.stop, open_ms = millis(since), "backup stopped");
+                Ok(Ended { control, stopped })
+            }
+        }
+    }
+}
+
+async fn control_file(server: &ServerHandle) -> Result<ControlFile> {
+    let path = server.data_dir().join(CONTROL_FILE);
+    Ok(tokio::task::spawn_blocking(move || ControlFile::read(&path)).await??)
+}
+
+/// `None`: files cannot be frozen here, or are not to be.
+async fn place_to_freeze(ctx: &JobContext, server: &ServerHandle) -> Result<Option<Place>> {
+    if !ctx.node.equipment().config.frozen_copies {
+        return Ok(None);
+    }
+    let (server_dir, job, epoch) = (server.directory(), ctx.job, ctx.epoch);
+    let probing = tokio::task::spawn_blocking(move || match Room::on(&server_dir) {
+        // What the server overwrites during the upload takes room as long as that lasts.
+        Ok(Room::Enough | Room::Filling) => Place::probe(&server_dir, job, epoch)
+            .inspect_err(|error| tracing::debug!(%error, "files cannot be frozen here"))
+            .ok(),
+        Ok(_) | Err(_) => None,
+    });
+    Ok(probing.await?)
+}
+
+/// `None`: it did not work, and the files are read where they are.
+async fn freeze(place: Place, walk: Walk) -> Result<Option<Frozen>> {
+    let begun = Instant::now();
+    match tokio::task::spawn_blocking(move || place.freeze(walk)).await? {
+        Ok(frozen) => {
+            tracing::info!(
+                files = frozen.count(),
+                bytes = frozen.bytes(),
+                took_ms = millis(begun),
+                "the server's files are frozen"
+            );
+            Ok(Some(frozen))
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "the server's files could not be frozen"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Keeps what was frozen for restores on this node, as long as there is room. Without it a restore takes longer and that
+/// is all.
+async fn keep(
     ctx: &JobContext,
     server: &ServerHandle,
-    writer: &BackupWriter,
-    checked: bool,
-    suspects: &Arc<Suspects>,
-    reading: &Reading,
-) -> Result<u64> {
-    let data_dir = server.data_dir();
-    let major = server.installation()?.major;
-    let control_file = data_dir.join(CONTROL_FILE);
-    let catalog_version = tokio::task::spawn_blocking(move || ControlFile::read(&control_file))
-        .await??
-        .catalog_version();
-    let walk = move || Walk::new(&data_dir, major, catalog_version);
-    let estimate = walk.clone();
-    let total = tokio::task::spawn_blocking(move || estimated_bytes(estimate())).await??;
+    frozen: Arc<Frozen>,
+    of: Identity,
+    control: ControlFile,
+) -> Result<()> {
+    if ctx.check().is_err() {
+        return Ok(());
+    }
+    let server_dir = server.directory();
+    tokio::task::spawn_blocking(move || {
+        let keeping = match Room::on(&server_dir) {
+            Ok(Room::Enough) => frozen.keep(of, &control),
+            // An older copy is of little use beside a newer backup.
+            Ok(_) => crate::frozen::remove(&server_dir),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = keeping {
+            tracing::warn!(error = chain(&error), "what was frozen could not be kept");
+        }
+    })
+    .await?;
+    Ok(())
+}
 
-    let copying = copy(walk(), writer, checked, suspects, reading);
+/// Tells how far the copying is. Returns the bytes read.
+async fn follow(
+    ctx: &JobContext,
+    writer: &BackupWriter,
+    total: u64,
+    copying: impl Future<Output = Result<()>>,
+) -> Result<u64> {
     tokio::pin!(copying);
     let mut tick = tokio::time::interval(PROGRESS_EVERY);
     loop {
@@ -254,6 +387,10 @@ async fn copy_files(
         }
     }
     Ok(writer.progress().bytes_done)
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn tell(ctx: &JobContext, phase: &str, bytes_done: u64, bytes_total: Option<u64>, percent: f64) {

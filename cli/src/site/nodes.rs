@@ -113,6 +113,7 @@ impl AgentSetting<'_> {
             service_user: self.service_user.to_owned(),
             executable: self.executable.to_owned(),
             max_jobs: 4,
+            frozen_copies: true,
             name,
         }
     }

@@ -31,7 +31,7 @@ pub use base::BaseIndex;
 pub use compact::{Compaction, ToRewrite, compact};
 pub use manifest::{FileEntry, Manifest, ManifestMeta, Tablespace, find_manifest};
 pub use part::{Changes, PageCheck};
-pub use restore::{RestoreInto, Restored, TablespaceRoot, restore_to};
+pub use restore::{RestoreInto, Restored, TablespaceRoot, lay_out, restore_to};
 pub use writer::{BackupWriter, FinishedBackup, WriterProgress};
 
 /// The unit of change: PostgreSQL's page, of every server that Holdfast runs.

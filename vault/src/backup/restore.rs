@@ -121,6 +121,23 @@ pub async fn restore_to(
     })
 }
 
+/// Makes the tree that [`restore_to`] makes, of files whose content comes from elsewhere than a vault: `fill` gets each
+/// of them, new and empty, in the order of the manifest – all but `global/pg_control`. Syncs nothing. Blocks.
+///
+/// # Errors
+/// As [`restore_to`] for what cannot be made, and what `fill` says.
+pub fn lay_out<E: From<Error>>(
+    into: RestoreInto<'_>,
+    manifest: &Manifest,
+    mut fill: impl FnMut(&FileEntry, File) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut trees = Trees::prepare(into, manifest)?;
+    for file in manifest.files.iter().filter(|file| file.path != PG_CONTROL) {
+        fill(file, trees.empty_file(&file.path)?)?;
+    }
+    Ok(())
+}
+
 /// Goes through the files and says, batch by batch, what is to be read and where it goes.
 struct Planner<'a, 'b, P> {
     restore: &'a Restore<'b, P>,
@@ -229,9 +246,13 @@ impl Trees {
         Ok(trees)
     }
 
-    fn file(&mut self, path: &str, bytes: u64) -> Result<File> {
+    fn empty_file(&mut self, path: &str) -> Result<File> {
         let (tree, below) = self.of(path)?;
-        let file = tree.file(&below)?;
+        tree.file(&below)
+    }
+
+    fn file(&mut self, path: &str, bytes: u64) -> Result<File> {
+        let file = self.empty_file(path)?;
         // Pages of zeros are written by not writing them.
         file.set_len(bytes)
             .map_err(|error| Error::io(format!("{path} cannot be given its length"), error))?;

@@ -4,7 +4,7 @@
 //! fresh statistics. None of that may cost a snapshot or a store request. The rule errs to one side only:
 //! whatever this file does not know counts.
 
-use std::collections::HashSet;
+use foldhash::HashSet;
 
 use super::record::{OPERATION, Record, XACT_COMMIT_PREPARED, rmgr};
 

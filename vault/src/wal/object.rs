@@ -116,6 +116,17 @@ pub async fn put_wal(
     range: WalRange,
     bytes: Bytes,
 ) -> Result<WalObject> {
+    put_hashed_wal(stores, data_key, range, bytes, None).await
+}
+
+/// The same for bytes whose hash was taken already, while they came by.
+pub async fn put_hashed_wal(
+    stores: &[Store],
+    data_key: &DataKey,
+    range: WalRange,
+    bytes: Bytes,
+    hash: Option<blake3::Hash>,
+) -> Result<WalObject> {
     let length = range.end.bytes_since(range.start);
     if length == 0 || length != bytes.len() as u64 || length > LARGEST_OBJECT_BYTES {
         return Err(Error::refused(format!(
@@ -128,7 +139,7 @@ pub async fn put_wal(
     let key = range.key();
     let (header, sealed) = {
         let (key, data_key) = (key.clone(), data_key.clone());
-        tokio::task::spawn_blocking(move || seal_range(&data_key, &key, range, &bytes))
+        tokio::task::spawn_blocking(move || seal_range(&data_key, &key, range, &bytes, hash))
             .await
             .map_err(|_| Error::Stopped)??
     };
@@ -160,10 +171,14 @@ fn seal_range(
     key: &str,
     range: WalRange,
     bytes: &[u8],
+    hash: Option<blake3::Hash>,
 ) -> Result<(WalHeader, [Bytes; 2])> {
     let header = WalHeader {
         format: FORMAT,
-        plaintext_hash: blake3::hash(bytes).to_hex().to_string(),
+        plaintext_hash: hash
+            .unwrap_or_else(|| blake3::hash(bytes))
+            .to_hex()
+            .to_string(),
         range,
     };
     let json = serde_json::to_vec(&header)

@@ -264,6 +264,12 @@ impl Walker {
                     return Ok(clamp(padding, available));
                 }
                 self.first_start.get_or_insert(self.at);
+                if let Some(whole) = whole_record(available) {
+                    let header = linked_header(whole, self.at, self.previous)?;
+                    let body_crc = crc32c::crc32c(&whole[HEADER_BYTES..]);
+                    let prefix = &whole[..whole.len().min(PREFIX_BYTES)];
+                    return self.hand_over(self.at, header, prefix, body_crc, whole.len(), each);
+                }
                 let mut partial = self.spare.take().unwrap_or_else(|| {
                     Box::new(Partial {
                         start: self.at,
@@ -393,20 +399,7 @@ impl Walker {
             if (partial.seen as usize) < HEADER_BYTES {
                 return Ok(taken);
             }
-            let mut fixed = [0; HEADER_BYTES];
-            fixed.copy_from_slice(&partial.prefix[..HEADER_BYTES]);
-            let header = RecordHeader::parse(&fixed);
-            let linked = match self.previous {
-                Some(expected) => header.previous == expected,
-                None => header.previous < partial.start,
-            };
-            if !linked {
-                let expected = self.previous.unwrap_or(partial.start);
-                return fail(Fault::PreviousRecord {
-                    expected,
-                    found: header.previous,
-                });
-            }
+            let header = linked_header(&partial.prefix, partial.start, self.previous)?;
             partial.header = Some(header);
             if header.bytes == partial.seen {
                 return self.record_complete(taken, each);
@@ -438,25 +431,39 @@ impl Walker {
         let Step::Record(partial) = std::mem::replace(&mut self.step, Step::Between) else {
             return Ok(taken);
         };
-        let (Some(header), Some(dialect)) = (partial.header, self.dialect) else {
+        let Some(header) = partial.header else {
+            return Ok(taken);
+        };
+        let prefix = &partial.prefix[..(header.bytes as usize).min(PREFIX_BYTES)];
+        self.hand_over(partial.start, header, prefix, partial.body_crc, taken, each)?;
+        self.spare = Some(partial);
+        Ok(taken)
+    }
+
+    /// Checks the record whose last `taken` bytes are here and gives it out. `prefix` is its header and the
+    /// beginning of its body.
+    fn hand_over(
+        &mut self,
+        start: Lsn,
+        header: RecordHeader,
+        prefix: &[u8],
+        body_crc: u32,
+        taken: usize,
+        each: &mut impl FnMut(Record, Head<'_>),
+    ) -> Result<usize, (Lsn, Fault)> {
+        let Some(dialect) = self.dialect else {
             return Ok(taken);
         };
         // The CRC covers the body, then the header up to the CRC itself.
-        let found = crc32c::crc32c_append(partial.body_crc, &partial.prefix[..HEADER_BYTES - 4]);
+        let found = crc32c::crc32c_append(body_crc, &prefix[..HEADER_BYTES - 4]);
         if found != header.crc {
-            return Err((
-                partial.start,
-                Fault::Crc {
-                    expected: header.crc,
-                    found,
-                },
-            ));
+            let expected = header.crc;
+            return Err((start, Fault::Crc { expected, found }));
         }
         let end = aligned(self.at + taken as u64);
-        let kept = (header.bytes as usize).min(PREFIX_BYTES);
-        let body = &partial.prefix[HEADER_BYTES..kept];
-        let record = record::read(&header, body, partial.start, end, dialect);
-        self.previous = Some(partial.start);
+        let body = &prefix[HEADER_BYTES..];
+        let record = record::read(&header, body, start, end, dialect);
+        self.previous = Some(start);
         self.valid_end = end;
         if record.ends_segment() {
             self.step = Step::RestOfSegment;
@@ -464,8 +471,40 @@ impl Walker {
         }
         let body_bytes = header.bytes as usize - HEADER_BYTES;
         each(record, Head::new(body, body_bytes, dialect));
-        self.spare = Some(partial);
         Ok(taken)
+    }
+}
+
+/// The record at the front when these bytes, which are of one page, hold all of it: the common case, in which
+/// nothing needs to be kept.
+fn whole_record(bytes: &[u8]) -> Option<&[u8]> {
+    let (length, _) = bytes.split_first_chunk()?;
+    let length = u32::from_le_bytes(*length) as usize;
+    (length >= HEADER_BYTES).then(|| bytes.get(..length))?
+}
+
+/// The header at the front, if it names the record before it.
+fn linked_header(
+    bytes: &[u8],
+    start: Lsn,
+    previous: Option<Lsn>,
+) -> Result<RecordHeader, (Lsn, Fault)> {
+    let mut fixed = [0; HEADER_BYTES];
+    fixed.copy_from_slice(&bytes[..HEADER_BYTES]);
+    let header = RecordHeader::parse(&fixed);
+    let found = header.previous;
+    match previous {
+        Some(expected) if found != expected => {
+            Err((start, Fault::PreviousRecord { expected, found }))
+        }
+        None if found >= start => Err((
+            start,
+            Fault::PreviousRecord {
+                expected: start,
+                found,
+            },
+        )),
+        _ => Ok(header),
     }
 }
 

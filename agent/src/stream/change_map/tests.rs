@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use holdfast_domain::{Lsn, Timeline};
+use holdfast_domain::{BackupId, Lsn, Timeline};
 use holdfast_vault::wal::Walker;
 use holdfast_vault::wal::record::RelFileLocator;
 
 use super::super::pg_wal::PgWal;
 use super::*;
-use crate::postgres::cluster_fixture::Cluster;
+use crate::postgres::cluster_fixture::{Cluster, majors};
 use crate::postgres::{Connection, Postmaster, StopMode};
 use crate::snapshot::control_file::{CONTROL_FILE, ControlFile};
+use crate::snapshot::session::BackupSession;
 use crate::snapshot::walk::{Entry, FileKind, Walk};
 
 const PAGE_BYTES: usize = 8192;
@@ -40,10 +41,10 @@ const WORKLOADS: [&str; 9] = [
 
 type Pages = BTreeMap<(RelFileLocator, u32), Vec<blake3::Hash>>;
 
-fn main_forks(data_dir: &Path) -> Pages {
+fn main_forks(data_dir: &Path, major: u16) -> Pages {
     let control = ControlFile::read(&data_dir.join(CONTROL_FILE)).expect("a control file");
     let mut pages = Pages::new();
-    for entry in Walk::new(data_dir, 15, control.catalog_version()) {
+    for entry in Walk::new(data_dir, major, control.catalog_version()) {
         if let Entry::File {
             source,
             kind:
@@ -90,9 +91,42 @@ fn map_of(data_dir: &Path, from: Lsn, end: Lsn) -> ChangeMap {
     map
 }
 
+/// What PostgreSQL remembers, once it does: after a checkpoint it takes its time.
+async fn summaries(cluster: &Cluster, from: Lsn, end: Lsn) -> Changes {
+    let session = BackupSession::start(cluster.connect().await, BackupId::new())
+        .await
+        .expect("begun");
+    let known = async {
+        loop {
+            if let Some(changes) = session.summarized(from, end).await.expect("readable") {
+                return changes;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let changes = tokio::time::timeout(SOON, known).await.expect("summarized");
+    session.stop().await.expect("ended");
+    assert!(from < end, "something happened");
+    changes
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_that_differs_between_two_checkpoints_is_in_the_map() {
-    let cluster = Cluster::create().await;
+    compare(15).await;
+}
+
+/// And in PostgreSQL's own summaries, where it makes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_that_differs_is_in_the_summaries_of_newer_majors_too() {
+    for major in majors().await {
+        if major >= 17 {
+            compare(major).await;
+        }
+    }
+}
+
+async fn compare(major: u16) {
+    let cluster = Cluster::create_major(major).await;
     let data_dir = cluster.data_dir();
     let mut postmaster = Postmaster::spawn(&cluster.spec()).await.expect("started");
     postmaster.wait_ready(SOON).await.expect("ready");
@@ -111,7 +145,7 @@ async fn every_page_that_differs_between_two_checkpoints_is_in_the_map() {
         .enumerate()
     {
         run(&client, "SET search_path = public; CHECKPOINT").await;
-        let (from, before) = (redo(&client).await, main_forks(&data_dir));
+        let (from, before) = (redo(&client).await, main_forks(&data_dir, major));
         // What the workloads make is there from the second time on.
         for statement in workload.split(';') {
             let _exists_already = client.batch_execute(statement).await;
@@ -128,10 +162,14 @@ async fn every_page_that_differs_between_two_checkpoints_is_in_the_map() {
             client = cluster.connect().await;
         }
         run(&client, "CHECKPOINT").await;
-        let (end, after) = (redo(&client).await, main_forks(&data_dir));
+        let (end, after) = (redo(&client).await, main_forks(&data_dir, major));
 
         let map = map_of(&data_dir, from, end);
         let changes = map.since(from).expect("all of it was seen");
+        let summaries = match major {
+            17.. => Some(summaries(&cluster, from, end).await),
+            _ => None,
+        };
         let (mut differing, mut total) = (0, 0);
         for (file, pages) in &after {
             let Some(old) = before.get(file) else {
@@ -145,24 +183,28 @@ async fn every_page_that_differs_between_two_checkpoints_is_in_the_map() {
                     continue;
                 }
                 differing += 1;
-                let known = match changes.of(relation) {
-                    Known::Nothing => false,
-                    Known::Blocks(blocks) => blocks.contains(block),
-                    Known::Whole => true,
-                };
-                assert!(
-                    known,
-                    "round {round}: block {block} of {relation:?} changed unseen"
-                );
+                for source in [Some(&*changes), summaries.as_ref()].into_iter().flatten() {
+                    let known = match source.of(relation) {
+                        Known::Nothing => false,
+                        Known::Blocks(blocks) => blocks.contains(block),
+                        Known::Whole => true,
+                    };
+                    assert!(
+                        known,
+                        "round {round}: block {block} of {relation:?} changed unseen"
+                    );
+                }
             }
         }
         println!("round {round}: {differing} of {total} pages differ");
         if round == 0 {
-            let t = changes.blocks.values().map(RoaringBitmap::len).sum::<u64>();
-            assert!(
-                differing > 100 && (t as usize) < total,
-                "{differing} {t} {total}"
-            );
+            for source in [Some(&*changes), summaries.as_ref()].into_iter().flatten() {
+                let t = source.blocks.values().map(RoaringBitmap::len).sum::<u64>();
+                assert!(
+                    differing > 100 && (t as usize) < total,
+                    "{differing} {t} {total}"
+                );
+            }
         }
     }
     postmaster
@@ -213,7 +255,7 @@ fn epochs_become_coarser_and_the_oldest_goes_when_memory_is_short() {
             end: Lsn((number + 1) * EPOCH_BYTES),
             changes: Changes {
                 // Scattered blocks take the most memory.
-                blocks: HashMap::from([(
+                blocks: HashMap::from_iter([(
                     relation,
                     (0..200_000)
                         .map(|block| block * 331 + number as u32)

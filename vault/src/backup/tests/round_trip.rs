@@ -318,3 +318,41 @@ async fn a_writer_that_is_dropped_stops_reading_and_leaves_nothing_visible() {
         None
     );
 }
+
+/// What a frozen copy is cloned into is what a restore from the vault writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_somebody_else_fills_has_the_same_files_and_directories() {
+    let site = Site::new(1);
+    let files = cluster();
+    let backup = site.back_up(&files, None).await.unwrap();
+    let manifest = site.load(&backup.manifest).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (data, spaces) = (dir.path().join("data"), dir.path().join("spaces"));
+    std::fs::create_dir(&data).unwrap();
+    let into = RestoreInto {
+        dir: &data,
+        tablespaces: Some(TablespaceRoot {
+            write_below: &spaces,
+            link_to: &spaces,
+        }),
+        owner: None,
+    };
+    let before = site.stores[0].requests();
+    lay_out(into, &manifest, |file, mut empty| {
+        assert_eq!(empty.metadata().unwrap().len(), 0);
+        empty.write_all(&files[&file.path]).unwrap();
+        Ok::<_, Error>(())
+    })
+    .unwrap();
+    assert_eq!(site.stores[0].requests(), before);
+    let mut found = Files::new();
+    read_tree(&data, "", &mut found);
+    let mut expected = files.clone();
+    expected.remove(PG_CONTROL);
+    assert_eq!(found, expected);
+    assert!(data.join("pg_wal").is_dir() && data.join("global").is_dir());
+    let mode = std::fs::metadata(data.join("base/5/1259")).unwrap();
+    assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+    let again = lay_out(into, &manifest, |_, _| Ok::<_, Error>(()));
+    assert!(matches!(again, Err(Error::Refused { .. })), "not empty");
+}
