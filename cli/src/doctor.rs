@@ -15,6 +15,7 @@ use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
 use crate::exit::Failure;
 use crate::output::say;
+use crate::site::metadata::OLDEST_MAJOR;
 use crate::site::service_users;
 use crate::state_dir::StateDir;
 use crate::{down, run_record};
@@ -120,6 +121,13 @@ fn programs(state: &StateDir, found: &BTreeMap<u16, Installation>) -> Finding {
     let metadata = state.metadata_data_dir();
     if let Some(major) = major_of(&metadata).filter(|major| !found.contains_key(major)) {
         return gone(what, &metadata, major);
+    }
+    if major_of(&metadata).is_none() && found.keys().all(|major| *major < OLDEST_MAJOR) {
+        return Finding::missing(
+            what,
+            format!("the metadata store needs PostgreSQL {OLDEST_MAJOR} or newer"),
+            "apt-get install postgresql, or set HOLDFAST_PG_BIN to a newer one beside what is there",
+        );
     }
     for one in found.values() {
         if let Some(closed) = first_closed_parent(&one.bin_dir, service_can_enter) {
@@ -375,6 +383,18 @@ mod tests {
             let cure = finding.cure.expect("it is missing");
             assert!(cure.contains("postgresql-12"), "{cure}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_metadata_store_is_not_begun_with_a_major_that_is_too_old_for_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::choose(Some(dir.path().to_path_buf())).expect("absolute");
+        let found = installation::discover(&[]).await;
+        let any = found.into_values().next().expect("a major");
+        let old = BTreeMap::from([(14, Installation { major: 14, ..any })]);
+        let finding = programs(&state, &old);
+        assert!(finding.cure.is_some(), "{finding:?}");
+        assert!(finding.found.contains("PostgreSQL 15"), "{finding:?}");
     }
 
     #[test]

@@ -196,7 +196,9 @@ async fn answer(
         server.settings.retention,
         server.window_end(now),
     );
-    let target = interpret(at, now, bounds, &catalogue)?;
+    // The caller's clock is compared with the one clock that all API processes share.
+    let database = store::server::database_clock(unit.conn()).await?;
+    let target = interpret(at, database, bounds, &catalogue)?;
     let chosen = choose(&catalogue, target)?;
     let bounds = bounds.ok_or_else(no_backup)?;
     Ok(Answer {

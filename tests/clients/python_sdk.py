@@ -38,7 +38,7 @@ def main() -> None:
         "properties": {
             "administratorLogin": "hfadmin",
             "administratorLoginPassword": "Quite-Secret-1",
-            "version": "15",
+            "version": os.environ["HOLDFAST_VERSION"],
             "storage": {"storageSizeGB": 32},
             "createMode": "Create",
         },

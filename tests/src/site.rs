@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Utc};
+use holdfast_agent::postgres::installation;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -28,8 +29,13 @@ pub struct Site {
     pub resource_group: String,
     pub tenant: String,
     pub ca_file: PathBuf,
+    /// The major of the servers that a test creates when it does not mind.
+    pub major: u16,
     client: reqwest::Client,
 }
+
+/// The distribution's on the oldest Debian that is supported, else the newest that is there.
+const USUAL_MAJOR: u16 = 15;
 
 /// An answer, whole.
 #[derive(Debug, Clone)]
@@ -81,6 +87,13 @@ impl Site {
         // As `mktemp -d` makes it: there already, and closed to everybody else.
         let folder = tempfile::Builder::new().prefix("holdfast-e2e-").tempdir()?;
         let binary = binary()?;
+        let offered = installation::discover(&[]).await;
+        let major = offered
+            .keys()
+            .copied()
+            .find(|major| *major == USUAL_MAJOR)
+            .or(offered.keys().next_back().copied())
+            .context("no PostgreSQL binaries; install postgresql or set HOLDFAST_PG_BIN")?;
         let mut site = Self {
             folder,
             binary,
@@ -90,6 +103,7 @@ impl Site {
             resource_group: String::new(),
             tenant: String::new(),
             ca_file: PathBuf::new(),
+            major,
             client: client(None)?,
         };
         site.up().await?;
@@ -251,7 +265,7 @@ impl Site {
             "sku": {"name": "Standard_D2s_v3", "tier": "GeneralPurpose"},
             "properties": {
                 "createMode": "Create",
-                "version": "15",
+                "version": self.major.to_string(),
                 "administratorLogin": "hfadmin",
                 "administratorLoginPassword": "Quite-Secret-1",
                 "storage": {"storageSizeGB": 32},

@@ -36,6 +36,7 @@ async fn the_python_sdk_creates_backs_up_restores_and_deletes() -> Result<()> {
         .env("HOLDFAST_TOKEN", &site.token)
         .env("HOLDFAST_SUBSCRIPTION", &site.subscription)
         .env("HOLDFAST_RESOURCE_GROUP", &site.resource_group)
+        .env("HOLDFAST_VERSION", site.major.to_string())
         .env("REQUESTS_CA_BUNDLE", &site.ca_file)
         .output()
         .await?;

@@ -432,7 +432,7 @@ async fn a_dropped_table_comes_back_after_the_control_plane_burned_down() -> Res
     let shown = said.json()?;
     let one = &shown["incarnations"][0];
     ensure!(
-        one["server_name"] == "pg1" && one["postgresql_major"] == 15,
+        one["server_name"] == "pg1" && one["postgresql_major"] == site.major,
         "{shown:#}"
     );
     let backups = one["backups"].as_array().context("backups")?;

@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::state_dir::{StateDir, passage};
 
 /// Part of the socket's name only.
+/// Migrations say `NULLS NOT DISTINCT`, which is new in PostgreSQL 15. Servers may be older.
+pub const OLDEST_MAJOR: u16 = 15;
 const PORT: u16 = 5432;
 const DATABASE: &str = "postgres";
 /// Crash recovery of a metadata store is short, but the machine may be busy.
@@ -50,9 +52,13 @@ impl Metadata {
             Some(major) => installation::of(&installed, major).with_context(|| {
                 format!("the metadata store in {} needs PostgreSQL {major}", data_dir.display())
             })?,
-            None => installed.into_values().next_back().context(
-                "no PostgreSQL server binaries found: apt-get install postgresql, or set HOLDFAST_PG_BIN",
-            )?,
+            None => installed
+                .into_values()
+                .next_back()
+                .filter(|newest| newest.major >= OLDEST_MAJOR)
+                .with_context(|| format!(
+                    "the metadata store needs PostgreSQL {OLDEST_MAJOR} or newer: apt-get install postgresql, or set HOLDFAST_PG_BIN",
+                ))?,
         };
         if major_of(&data_dir)?.is_none() {
             make_cluster(&installation, &home, &data_dir, user).await?;

@@ -8,7 +8,7 @@
 
 mod executable;
 pub mod identity;
-mod metadata;
+pub mod metadata;
 mod nodes;
 pub mod service_users;
 pub mod token;

@@ -277,7 +277,8 @@ pub(crate) async fn former_retention(
     .transpose()
 }
 
-/// What the database's clock says, to compare one's own with before anything is taken away.
+/// What the database's clock says: to compare one's own with before anything is taken away, and for
+/// what all processes have to judge alike.
 pub(crate) async fn database_clock(conn: &mut PgConnection) -> Result<DateTime<Utc>> {
     Ok(sqlx::query_scalar("select lease_now()")
         .fetch_one(conn)

@@ -443,3 +443,43 @@ async fn row_20_an_api_version_is_a_date() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_sku_is_whole_and_a_restore_lowers_no_tier_and_changes_no_login() -> Result<()> {
+    // FLX-053; contract §3.3
+    let setting = Setting::new().await?;
+    let before = setting.traces().await?;
+    let burstable = json!({"name": "Standard_B1ms", "tier": "Burstable"});
+    for (sku, target) in [
+        (json!({"tier": "MemoryOptimized"}), "sku.name"),
+        (json!({"name": "Standard_E2s_v3"}), "sku.tier"),
+    ] {
+        let mut create = create_body();
+        create["sku"] = sku;
+        let refused = setting.put("pg2", create).await?;
+        assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
+        assert_eq!(refused.body["error"]["target"], target);
+    }
+    let patch = json!({"sku": {"tier": "MemoryOptimized"}});
+    let refused = setting
+        .api
+        .call(Method::PATCH, &server_path("pg1"), Some(patch))
+        .await?;
+    assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
+    assert_eq!(refused.body["error"]["target"], "sku.name");
+
+    let mut lower = restore_body();
+    lower["sku"] = burstable;
+    let mut renamed = restore_body();
+    renamed["properties"]["administratorLogin"] = "somebody".into();
+    for (body, target) in [
+        (lower, "sku.tier"),
+        (renamed, "properties.administratorLogin"),
+    ] {
+        let refused = setting.put("pg2", body).await?;
+        assert_eq!(refused.refusal(), (400, "InvalidParameterValue"));
+        assert_eq!(refused.body["error"]["target"], target);
+    }
+    assert_eq!(setting.traces().await?, before);
+    Ok(())
+}

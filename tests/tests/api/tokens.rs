@@ -43,6 +43,16 @@ impl Setting {
         header
     }
 
+    /// Puts a key into the API's file, beside its own.
+    fn add_key(&self, jwk: Value) -> Result<()> {
+        let mut keys: Value = serde_json::from_str(&self.api.issuer().jwks())?;
+        keys["keys"].as_array_mut().expect("a list").push(jwk);
+        let beside = self.api.jwks_file.with_extension("next");
+        std::fs::write(&beside, keys.to_string())?;
+        std::fs::rename(&beside, &self.api.jwks_file)?;
+        Ok(())
+    }
+
     /// Signed by the right key, whatever it says.
     fn sign(&self, header: &Header, claims: &Value) -> Result<String> {
         let key = EncodingKey::from_ed_pem(self.api.issuer().pem().as_bytes())?;
@@ -230,15 +240,10 @@ impl Rsa {
             der.len() == 270 && der.ends_with(&[2, 3, 1, 0, 1]),
             "{der:?}"
         );
-        let mut keys: Value = serde_json::from_str(&setting.api.issuer().jwks())?;
-        let jwk = json!({
+        setting.add_key(json!({
             "kty": "RSA", "kid": "rsa-1", "use": "sig",
             "n": URL_SAFE_NO_PAD.encode(&der[9..265]), "e": "AQAB",
-        });
-        keys["keys"].as_array_mut().expect("a list").push(jwk);
-        let beside = setting.api.jwks_file.with_extension("next");
-        std::fs::write(&beside, keys.to_string())?;
-        std::fs::rename(&beside, &setting.api.jwks_file)?;
+        }))?;
         let mut header = Header::new(Algorithm::RS256);
         header.kid = Some("rsa-1".to_owned());
         Ok(Self {
@@ -284,6 +289,49 @@ async fn rows_4_and_5_an_rsa_key_signs_and_does_nothing_else() -> Result<()> {
     setting
         .refused("EdDSA under the RSA key's id", &token)
         .await
+}
+
+#[tokio::test]
+async fn rows_4_and_5_a_key_on_a_curve_signs_es256_and_nothing_else() -> Result<()> {
+    let setting = Setting::new().await?;
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    // SEC 1 §2.3.3, uncompressed: 4, then x, then y.
+    let point = pair.public_key_raw();
+    anyhow::ensure!(point.len() == 65 && point[0] == 4, "{point:?}");
+    setting.add_key(json!({
+        "kty": "EC", "crv": "P-256", "kid": "ec-1", "use": "sig",
+        "x": URL_SAFE_NO_PAD.encode(&point[1..33]), "y": URL_SAFE_NO_PAD.encode(&point[33..]),
+    }))?;
+    let signing = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes())?;
+    let claims = setting.claims();
+    let mut header = Header::new(Algorithm::ES256);
+    header.kid = Some("ec-1".to_owned());
+    let good = jsonwebtoken::encode(&header, &claims, &signing)?;
+    assert_eq!(setting.bearer(&good).await?.status, 200);
+
+    let crossed = Header {
+        kid: setting.header().kid,
+        ..header.clone()
+    };
+    let token = jsonwebtoken::encode(&crossed, &claims, &signing)?;
+    setting
+        .refused("ES256 under the EdDSA key's id", &token)
+        .await?;
+    let crossed = Header {
+        kid: header.kid.clone(),
+        ..setting.header()
+    };
+    let token = setting.sign(&crossed, &claims)?;
+    setting
+        .refused("EdDSA under the EC key's id", &token)
+        .await?;
+    let secret = Header {
+        alg: Algorithm::HS256,
+        ..header
+    };
+    let key = EncodingKey::from_secret(pair.public_key_pem().as_bytes());
+    let token = jsonwebtoken::encode(&secret, &claims, &key)?;
+    setting.refused("the public key as a secret", &token).await
 }
 
 #[tokio::test]
