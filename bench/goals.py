@@ -10,7 +10,33 @@ from holdfast import percentile
 
 MINE, PEER = "holdfast", "pgbackrest zst 1"
 SYNC, ASYNC = "pgbackrest sync", "pgbackrest async"
+FLOOR = "floor: cp"
 TEN_GB, MIB_64 = 10e9, 64
+UNITS = {"wall": "s", "cpu": "s CPU", "stored": "MB stored", "peak": "MiB peak", "level": "MiB before",
+         "answers": "s until it answers", "changed": "MB changed", "segments_s": "segments/s", "ms_segment": "ms CPU/segment",
+         "ms_site": "ms of them the site's",
+         "rate": "MB/s", "per_cpu": "MB/s CPU", "behind": "s behind", "tps": "TPS", "seconds": "s long"}
+
+
+class Comparison:
+    """What each tool saw, in which unit, ours first; and the ratios, round by round."""
+
+    def __init__(self, bars, unit, ratios, over):
+        self.bars, self.unit, self.ratios, self.over = bars, unit, ratios, over
+
+    def line(self, bound):
+        """Where our bar has to end, going by the peer's median."""
+        if self.over is None:
+            return bound
+        peer = statistics.median(list(self.bars.values())[1])
+        return peer * bound if self.over == MINE else peer / bound
+
+
+def compare(a, of_a, over, b, of_b, under):
+    pairs = [(one[of_a], other[of_b]) for one, other in zip(a, b) if other[of_b]]
+    bars = {over: [one for one, _ in pairs], under: [other for _, other in pairs]}
+    ordered = {tool: bars[tool] for tool in sorted(bars, key=MINE.__ne__)}
+    return Comparison(ordered, UNITS[of_a], [one / other for one, other in pairs], over)
 
 
 def judge(facts, samples):
@@ -20,22 +46,26 @@ def judge(facts, samples):
     old = facts["postgresql"] < 17
     small = {name: size < TEN_GB for name, size in facts["bytes"].items()}
 
-    def goal(what, wanted, values, why=None, unit="x"):
-        """`wanted` is `>= 3` or `<= 0.5`."""
-        entry = {"goal": what, "wanted": f"{wanted} {unit}".replace(" x", "x"), "met": "not measured"}
-        if why or not values:
+    def goal(what, wanted, seen, why=None, unit="x"):
+        """`wanted` is `>= 3` or `<= 0.5`; `seen` a comparison, or figures that stand for themselves."""
+        word, _, bound = wanted.partition(" ")
+        bound = float(bound)
+        entry = {"goal": what, "wanted": f"{wanted} {unit}".replace(" x", "x"), "bound": bound, "unit": unit, "met": "not measured"}
+        if not isinstance(seen, Comparison):
+            seen = Comparison({MINE: seen}, unit, seen, None)
+        if why or not seen.ratios:
             entry["why"] = why or "the row was not asked for"
         else:
-            word, _, bound = wanted.partition(" ")
+            values = seen.ratios
             middle = statistics.median(values)
-            entry |= {"median": middle, "least": min(values), "greatest": max(values), "unit": unit, "values": values}
-            entry["met"] = "yes" if (middle >= float(bound) if word == ">=" else middle <= float(bound)) else "no"
+            entry |= {"median": middle, "least": min(values), "greatest": max(values), "values": values,
+                      "bars": seen.bars, "bars_in": seen.unit, "line": seen.line(bound)}
+            entry["met"] = "yes" if (middle >= bound if word == ">=" else middle <= bound) else "no"
         judged.append(entry)
 
     def ratio(row, figure, over, under):
-        """Round by round."""
         tools = samples.get(row, {})
-        return [a[figure] / b[figure] for a, b in zip(tools.get(over, []), tools.get(under, [])) if b[figure]]
+        return compare(tools.get(over, []), figure, over, tools.get(under, []), figure, under)
 
     for name, near, far in (("a", 3, 2), ("b", 4, 3)):
         data = name.upper()
@@ -56,14 +86,15 @@ def judge(facts, samples):
              ratio(f"diff {name}", "wall", PEER, MINE), blocks)
         goal(f"increment of {data}, bytes of pgBackRest's blocks", f"<= {bound:.3g}",
              ratio(f"diff {name}", "stored", MINE, PEER), blocks)
+        changes = [one for one in samples.get(f"diff {name}", {}).get(MINE, []) if one["changed"]]
         goal(f"increment of {data}, bytes of the changed pages", "<= 1.1",
-             [one["stored"] / one["changed"] for one in samples.get(f"diff {name}", {}).get(MINE, []) if one["changed"]])
+             compare(changes, "stored", MINE, changes, "changed", "changed pages"))
     goal("increment, time from 1 GB to 100 GB at a fixed change (17 and later)", "<= 1.2", [],
          "needs PostgreSQL 17 and 100 GB")
     for name in ("a", "b"):
         data = name.upper()
         goal(f"restore of {data}, wall: times faster than pgBackRest", ">= 2", ratio(f"restore {name}", "wall", PEER, MINE))
-        goal(f"restore of {data}, wall of the raw write floor's", "<= 1.5", ratio(f"restore {name}", "wall", MINE, "floor: cp"))
+        goal(f"restore of {data}, wall of the raw write floor's", "<= 1.5", ratio(f"restore {name}", "wall", MINE, FLOOR))
     goal("log drained, segments a second of pgBackRest's synchronous", ">= 6", ratio("wal", "segments_s", MINE, SYNC))
     goal("log drained, segments a second of pgBackRest's asynchronous", ">= 4", ratio("wal", "segments_s", MINE, ASYNC))
     goal("CPU a segment of pgBackRest's synchronous", "<= 0.35", ratio("wal", "ms_segment", MINE, SYNC))
@@ -75,17 +106,9 @@ def judge(facts, samples):
     goal("snapshot driver, backup", "<= 1", [], "bench/frozen measures it", "s")
     goal("snapshot driver, restore to read-write", "<= 3", [], "bench/frozen measures it", "s")
     goal("TPS kept during a backup, paced", ">= 0.9", [], "backups have no pace to be set")
-    kept = lambda tool: [value["tps"] / quiet["tps"] for value, quiet in zip(
-        samples.get("tps", {}).get(tool, []), samples.get("tps", {}).get("idle", [])) if quiet["tps"]]
-    goal("TPS kept during a backup, unpaced", ">= 0.7", kept(MINE))
+    goal("TPS kept during a backup, unpaced", ">= 0.7", ratio("tps", "tps", MINE, "idle"))
     goal("TPS kept, of what pgBackRest's backup leaves", ">= 1", ratio("tps", "tps", MINE, PEER))
     return judged
-
-
-UNITS = {"wall": "s", "cpu": "s CPU", "stored": "MB stored", "peak": "MiB peak", "level": "MiB before",
-         "answers": "s until it answers", "changed": "MB changed", "segments_s": "segments/s", "ms_segment": "ms CPU/segment",
-         "ms_site": "ms of them the site's",
-         "rate": "MB/s", "per_cpu": "MB/s CPU", "behind": "s behind", "tps": "TPS", "seconds": "s long"}
 
 
 def number(value):
@@ -104,7 +127,8 @@ def show(facts, samples, judged, out):
 
     sizes = ", ".join(f"{name.upper()} {size / 1e6:,.0f} MB" for name, size in facts["bytes"].items())
     say(f"{facts['cpus']} CPUs, Linux {facts['kernel']}, PostgreSQL {facts['postgresql']}, {facts['pgbackrest']}; "
-        f"scale {facts['scale']} ({sizes}), {facts['rounds']} rounds; CPU by {facts['accounting']}.")
+        f"scale {facts['scale']} ({sizes}), {facts['rounds']} rounds; CPU by {facts['accounting']}."
+        + (" --quick: not for judging." if facts["quick"] else ""))
     say("Holdfast is the whole site: API, scheduler, eight agents and metadata store, in CPU and in memory; "
         f"without work {facts['levels']['up'] / 2**20:.0f} MiB after the start, {facts['levels']['loaded'] / 2**20:.0f} after the load.")
     for row, tools in samples.items():
