@@ -108,13 +108,17 @@ class Site:
     def do(self, method, path, body=None):
         return self.finish(self.call(method, path, body)[0])
 
-    def create(self, name, gigabytes=32):
-        """Until it is Ready. Its first backup follows by itself: see `backed_up`."""
-        self.do("PUT", self.server(name), {
+    def ask_for(self, name, gigabytes=32):
+        """Of a new server, what `finish` wants."""
+        return self.call("PUT", self.server(name), {
             "location": "eastus2", "sku": {"name": "Standard_D2s_v3", "tier": "GeneralPurpose"},
             "properties": {"createMode": "Create", "administratorLogin": "bench",
                            "administratorLoginPassword": "Quite-Secret-1",
-                           "storage": {"storageSizeGB": gigabytes}}})
+                           "storage": {"storageSizeGB": gigabytes}}})[0]
+
+    def create(self, name):
+        """Until it is Ready. Its first backup follows by itself: see `backed_up`."""
+        self.finish(self.ask_for(name))
 
     def backed_up(self, name):
         """Waits until a backup of the server is listed."""

@@ -4,12 +4,14 @@ import csv
 import pathlib
 import re
 import statistics
+import textwrap
 from xml.sax.saxutils import escape
 
 from goals import MINE, number
 
 COLUMNS = ("goal", "ours", "peer", "peer_name", "ratio", "target", "met")
-WIDTH, LEFT, RIGHT, TOP, BAR, GAP = 760, 170, 110, 64, 26, 16
+WIDTH, LEFT, RIGHT, TOP, BAR, GAP = 760, 170, 120, 64, 26, 16
+SMALL_CHARACTERS, SMALL_LINE = 126, 14
 OURS, THEIRS, TARGET, INK, PALE = "#1f6f5c", "#a9b3ba", "#c2410c", "#1c2428", "#5f6b73"
 
 
@@ -28,10 +30,10 @@ def line(one):
     """Medians. Without a peer the figure itself is judged, and there is no ratio."""
     found = {"goal": one["goal"], "target": one["wanted"], "met": one["met"]}
     if "bars" in one:
-        (_, ours), *others = one["bars"].items()
-        found["ours"] = f"{statistics.median(ours):.6g}"
-        for name, values in others:
-            found |= {"peer": f"{statistics.median(values):.6g}", "peer_name": name, "ratio": f"{one['median']:.4g}"}
+        found["ours"] = f"{statistics.median(one['bars'][MINE]):.6g}"
+        if peer := one["peer"]:
+            found |= {"peer": f"{statistics.median(one['bars'][peer]):.6g}", "peer_name": peer,
+                      "ratio": f"{one['median']:.4g}"}
     return found
 
 
@@ -42,7 +44,8 @@ def slug(text):
 def plot(one, small_print):
     """Bars are medians, whiskers the least and the greatest, the line is where our bar has to end."""
     bars = one.get("bars", {})
-    height = TOP + max(1, len(bars)) * (BAR + GAP) + 62
+    small = [part for said in small_print for part in textwrap.wrap(said, SMALL_CHARACTERS)]
+    height = TOP + max(1, len(bars)) * (BAR + GAP) + 32 + SMALL_LINE * len(small)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         'font-family="system-ui, sans-serif" font-size="13">',
@@ -50,9 +53,9 @@ def plot(one, small_print):
         text(16, 26, one["goal"], size=15, weight="600"),
         text(16, 46, verdict(one), fill=PALE),
     ]
-    if bars:
-        parts += drawing(one, bars)
-    parts += [text(16, height - 26 + 12 * index, said, size=10, fill=PALE) for index, said in enumerate(small_print)]
+    parts += drawing(one, bars) if bars else [text(WIDTH / 2, TOP + BAR, "not measured", size=18, fill=PALE, anchor="middle")]
+    parts += [text(16, height - 8 - SMALL_LINE * left, said, size=11, fill=PALE)
+              for left, said in zip(range(len(small) - 1, -1, -1), small)]
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -60,6 +63,7 @@ def drawing(one, bars):
     most = max([one["line"], *(max(values) for values in bars.values())]) or 1
     across = lambda value: LEFT + value / most * (WIDTH - LEFT - RIGHT)
     bottom = TOP + len(bars) * (BAR + GAP)
+    labels = []
     for index, (tool, values) in enumerate(bars.items()):
         top, middle = TOP + index * (BAR + GAP), statistics.median(values)
         centre = top + BAR / 2
@@ -68,9 +72,11 @@ def drawing(one, bars):
         if len(values) > 1:
             yield from (stroke(across(a), y1, across(b), y2, INK) for a, y1, b, y2 in (
                 (min(values), centre, max(values), centre), *((end, centre - 5, end, centre + 5) for end in (min(values), max(values)))))
-        yield text(across(max(values)) + 8, centre + 4, f"{number(middle)} {one['bars_in']}")
+        labels.append(text(across(max(values)) + 8, centre + 4, f"{number(middle)} {one['bars_in']}", halo=True))
     yield stroke(across(one["line"]), TOP - 6, across(one["line"]), bottom - GAP + 6, TARGET, "4 3")
     yield text(across(one["line"]), bottom + 8, "target", fill=TARGET, anchor="middle", size=11)
+    # Readable where the line goes through them.
+    yield from labels
 
 
 def verdict(one):
@@ -82,9 +88,11 @@ def verdict(one):
     return f"target {one['wanted']}; {spread}: {'met' if one['met'] == 'yes' else 'not met'}"
 
 
-def text(x, y, said, size=13, fill=INK, anchor="start", weight="400"):
-    return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" font-weight="{weight}">'
-            f"{escape(said)}</text>")
+def text(x, y, said, size=13, fill=INK, anchor="start", weight="400", halo=False):
+    around = f'<rect x="{x - 3:.1f}" y="{y - size:.1f}" width="{len(said) * size * 0.58 + 6:.1f}" height="{size + 4}" fill="#ffffff"/>'
+    return (around if halo else "") + (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" font-weight="{weight}">'
+        f"{escape(said)}</text>")
 
 
 def stroke(x1, y1, x2, y2, colour, dashes="none"):
