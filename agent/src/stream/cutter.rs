@@ -21,6 +21,7 @@ use holdfast_vault::wal::{InvalidWal, WalRange, Walker};
 use tokio::time::Instant;
 
 use super::change_map::ChangeMap;
+use super::memory::Spare;
 use super::transactions::Transactions;
 
 const TAILS_PER_BUNDLE: u32 = 64;
@@ -84,6 +85,8 @@ pub(super) struct Cutter {
     /// Bytes `[recent_from, received)`; `recent_from` is never after `cut_to`.
     recent: BytesMut,
     recent_from: Lsn,
+    /// Memory of earlier units.
+    spare: Spare,
     tails_in_bundle: u32,
     unit: Summary,
     unit_hash: blake3::Hasher,
@@ -145,6 +148,7 @@ impl Cutter {
         durable: Lsn,
         statistics: Arc<StatisticsRelations>,
         changes: Arc<Mutex<ChangeMap>>,
+        spare: Spare,
     ) -> Self {
         let start = lineage.unit_start(durable);
         changes
@@ -164,6 +168,7 @@ impl Cutter {
             cut_to: durable,
             recent: BytesMut::new(),
             recent_from: durable,
+            spare,
             tails_in_bundle: 0,
             unit: Summary::of(start),
             unit_hash: blake3::Hasher::new(),
@@ -240,7 +245,7 @@ impl Cutter {
         self.unit_hash.update(bytes);
         let (from, is_new) = (self.received, self.received >= self.cut_to);
         if is_new {
-            self.recent.extend_from_slice(bytes);
+            self.keep(bytes);
         }
         self.received = from + bytes.len() as u64;
         let urgent = self.walk(from, bytes, is_new);
@@ -249,6 +254,25 @@ impl Cutter {
             if urgent {
                 self.urgent_since.get_or_insert(now);
             }
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = self.recent.capacity() - self.recent.len();
+        if room < bytes.len() && self.recent.len() >= BUNDLE_BYTES {
+            // Somebody writes fast: room for the whole unit at once, of which only what is written costs memory.
+            let unit_end = self.unit.start + self.lineage.unit_bytes();
+            let left = usize::try_from(unit_end.bytes_since(self.received)).unwrap_or(0);
+            self.recent.reserve(left.max(bytes.len()));
+        }
+        self.recent.extend_from_slice(bytes);
+    }
+
+    /// Nothing came for a while: memory that is not needed goes back.
+    pub fn rest(&mut self) {
+        drop(self.spare.take());
+        if self.recent.capacity() > self.recent.len() + BUNDLE_BYTES {
+            self.recent = BytesMut::from(&self.recent[..]);
         }
     }
 
@@ -414,6 +438,9 @@ impl Cutter {
         self.tail = Summary::of(self.received);
         self.cut_to = self.cut_to.max(self.received);
         self.begin_bundle();
+        if piece.as_ref().is_some_and(|piece| piece.whole.is_none()) {
+            self.recent = self.spare.take().unwrap_or_default();
+        }
         self.urgent_since = None;
         self.quiet_since = None;
         if self.walker.is_none() {
@@ -510,7 +537,13 @@ mod tests {
             segment_bytes: 1 << 20,
             timeline: Timeline(1),
         };
-        Cutter::resume(lineage, Lsn(durable), Arc::default(), Arc::default())
+        Cutter::resume(
+            lineage,
+            Lsn(durable),
+            Arc::default(),
+            Arc::default(),
+            Spare::default(),
+        )
     }
 
     fn stamp(at: DateTime<Utc>, lsn: u64) -> Stamp {

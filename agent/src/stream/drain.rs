@@ -259,6 +259,7 @@ impl Drain {
             Arc::new(StatisticsRelations::default()),
             // A server that does not run is not backed up.
             Arc::default(),
+            self.putter.spare.clone(),
         );
         cutter.remember(&origin.objects);
         let mut at = from;
@@ -298,7 +299,7 @@ impl Drain {
 
     async fn put(&mut self, mut piece: Piece) -> Result<()> {
         self.putter.complete(&mut piece).await;
-        self.ledger.add(self.putter.put_once(&piece).await?);
+        self.ledger.add(self.putter.put_once(piece).await?);
         Ok(())
     }
 

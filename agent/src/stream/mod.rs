@@ -14,6 +14,7 @@ mod drain;
 mod error;
 mod handle;
 mod ledger;
+mod memory;
 mod observer;
 mod origin;
 mod pg_wal;

@@ -12,11 +12,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use holdfast_domain::Lsn;
 use holdfast_domain::wal::WalObject;
+use holdfast_vault::seal::Effort;
 use holdfast_vault::wal::object::LARGEST_OBJECT_BYTES;
-use holdfast_vault::wal::{WalRange, put_hashed_wal};
+use holdfast_vault::wal::{SealedWal, WalRange, put_wal, seal_wal};
 use holdfast_vault::{DataKey, Store};
 
 use super::cutter::Piece;
+use super::memory::{Holding, Spare};
 use super::pg_wal::PgWal;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -33,6 +35,8 @@ pub(super) struct Putter {
     pub pg_wal: PgWal,
     /// Why the newest attempt failed; `None` while all is well.
     pub trouble: Trouble,
+    /// Where the memory of whole units goes.
+    pub spare: Spare,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -67,15 +71,29 @@ impl Putter {
             data_key: data_key.clone(),
             pg_wal,
             trouble: Trouble::default(),
+            spare: Spare::default(),
         }
     }
 
     /// Comes back when every store has the piece.
-    pub async fn put(&self, mut piece: Piece) -> WalObject {
+    pub async fn put(&self, mut piece: Piece, effort: Effort, mut holding: Holding) -> WalObject {
         self.complete(&mut piece).await;
+        holding.set(piece.bytes.len());
         let mut pause = FIRST_PAUSE;
+        let mut sealed = None;
         loop {
-            match self.put_once(&piece).await {
+            let outcome = async {
+                let sealed = match &mut sealed {
+                    Some(sealed) => sealed,
+                    none => {
+                        let fresh = self.seal(&mut piece, effort).await?;
+                        holding.set(fresh.stored_bytes());
+                        none.insert(fresh)
+                    }
+                };
+                self.put_sealed(sealed).await
+            };
+            match outcome.await {
                 Ok(object) => {
                     self.trouble.set(None);
                     return object;
@@ -96,19 +114,36 @@ impl Putter {
         }
     }
 
-    pub async fn put_once(&self, piece: &Piece) -> holdfast_vault::Result<WalObject> {
-        let put =
-            |range, bytes, hash| put_hashed_wal(&self.stores, &self.data_key, range, bytes, hash);
-        let mut outcome = put(piece.range.clone(), piece.bytes.clone(), piece.hash).await;
+    /// One attempt.
+    pub async fn put_once(&self, mut piece: Piece) -> holdfast_vault::Result<WalObject> {
+        let sealed = self.seal(&mut piece, Effort::Usual).await?;
+        self.put_sealed(&sealed).await
+    }
+
+    /// From here on the piece has no bytes; their memory takes the next unit's.
+    async fn seal(&self, piece: &mut Piece, effort: Effort) -> holdfast_vault::Result<SealedWal> {
+        let (range, bytes) = (piece.range.clone(), piece.bytes.clone());
+        let whole = piece.hash.is_some();
+        let (sealed, bytes) = seal_wal(&self.data_key, range, bytes, piece.hash, effort).await?;
+        piece.bytes = Bytes::new();
+        if whole {
+            self.spare.give(bytes);
+        }
+        Ok(sealed)
+    }
+
+    async fn put_sealed(&self, sealed: &SealedWal) -> holdfast_vault::Result<WalObject> {
+        let mut outcome = sealed.put(&self.stores, &self.data_key).await;
         for back in 1..=MOST_DAMAGED {
             let Err(error @ holdfast_vault::Error::Corrupted { .. }) = &outcome else {
                 break;
             };
-            tracing::error!(wal.start = %piece.range.start, wal.end = %piece.range.end, %error, "a store has damaged WAL");
-            let Some((range, bytes)) = self.reach_back(piece, back).await else {
+            let range = sealed.range();
+            tracing::error!(wal.start = %range.start, wal.end = %range.end, %error, "a store has damaged WAL");
+            let Some((range, bytes)) = self.reach_back(sealed, back).await else {
                 break;
             };
-            outcome = put(range, bytes, None).await;
+            outcome = put_wal(&self.stores, &self.data_key, range, bytes).await;
         }
         outcome
     }
@@ -116,8 +151,9 @@ impl Putter {
     /// The same range and a few bytes before it, from the server's own `pg_wal`. What its header says stays
     /// true: no record is so short that it lies in those bytes, and one that ends in them is in the header
     /// of the range before.
-    async fn reach_back(&self, piece: &Piece, back: u64) -> Option<(WalRange, Bytes)> {
-        let mut range = piece.range.clone();
+    async fn reach_back(&self, sealed: &SealedWal, back: u64) -> Option<(WalRange, Bytes)> {
+        let mut range = sealed.range().clone();
+        let to = range.start;
         range.start = Lsn(range.start.0.checked_sub(back)?);
         if range.end.bytes_since(range.start) > LARGEST_OBJECT_BYTES {
             return None;
@@ -125,12 +161,15 @@ impl Putter {
         if range.unreadable_from.is_some() {
             range.last_counting = Some(range.start);
         }
-        let (pg_wal, timeline) = (self.pg_wal.clone(), range.timeline);
-        let (from, to) = (range.start, piece.range.start);
-        let before = tokio::task::spawn_blocking(move || pg_wal.read(timeline, from, to)).await;
-        let mut bytes = BytesMut::from(&before.ok()?.ok()?[..]);
-        bytes.extend_from_slice(&piece.bytes);
-        Some((range, bytes.freeze()))
+        let (pg_wal, data_key, sealed) =
+            (self.pg_wal.clone(), self.data_key.clone(), sealed.clone());
+        let (timeline, from) = (range.timeline, range.start);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = BytesMut::from(&pg_wal.read(timeline, from, to).ok()?[..]);
+            bytes.extend_from_slice(&sealed.open(&data_key).ok()?.bytes);
+            Some(bytes.freeze())
+        });
+        Some((range, read.await.ok()??))
     }
 
     /// Makes a whole unit of the piece where it ends one: its beginning from the server's own `pg_wal`, its
@@ -166,9 +205,10 @@ impl Putter {
 mod tests {
     use holdfast_domain::lsn::segment_file_name;
     use holdfast_domain::{IncarnationId, Timeline};
-    use holdfast_vault::wal::{get_wal, put_wal};
+    use holdfast_vault::wal::get_wal;
 
     use super::*;
+    use crate::stream::memory::Memory;
 
     const SEGMENT: u64 = 1 << 20;
 
@@ -212,7 +252,10 @@ mod tests {
 
         let pg_wal = PgWal::new(&data_dir, SEGMENT);
         let putter = Putter::new(&stores, &data_key, pg_wal);
-        let object = putter.put(piece.clone()).await;
+        let memory = Memory::default();
+        let holding = memory.hold(piece.bytes.len());
+        let object = putter.put(piece.clone(), Effort::Usual, holding).await;
+        assert_eq!(memory.held(), 0);
         assert_eq!(object.end, piece.range.end);
         assert!(object.start < piece.range.start);
         assert_eq!(object.last_counting, Some(object.start), "it is marked");
@@ -226,7 +269,10 @@ mod tests {
         // Without the bytes before it nothing is acknowledged, however often it is tried.
         std::fs::remove_dir_all(data_dir).expect("gone");
         for _ in 0..2 {
-            let error = putter.put_once(&piece).await.expect_err("not durable");
+            let error = putter
+                .put_once(piece.clone())
+                .await
+                .expect_err("not durable");
             assert_eq!(error.code(), "BackupCorrupted");
         }
     }

@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use holdfast_domain::wal::WalObject;
 use holdfast_domain::{Lsn, Timeline};
+use holdfast_vault::seal::Effort;
 use holdfast_vault::wal::page;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use super::cutter::{Cutter, Piece};
 use super::error::{Error, Result};
 use super::handle::{Command, StreamConfig, StreamHandle, StreamStatus};
 use super::ledger::{Acknowledged, Ledger};
+use super::memory::Memory;
 use super::observer::Observation;
 use super::origin::{self, Origin};
 use super::pg_wal::PgWal;
@@ -39,9 +41,12 @@ const QUIET_WAIT: Duration = Duration::from_secs(230);
 /// PostgreSQL gives a silent receiver up after 60 s (RELIABILITY §5.1).
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 const STATISTICS_EVERY: Duration = Duration::from_secs(300);
-const MOST_PUTS: usize = 4;
-/// With what sealing takes beside it, about three times as much memory.
+/// A store on a disk makes several durable in the time of one.
+const MOST_PUTS: usize = 8;
+/// Plaintext that is being sealed and sealed objects that are on their way. Sealing takes about as much beside it.
 const MOST_PUT_BYTES: usize = 32 << 20;
+/// With so many units still to come from the server, time is short.
+const UNITS_BEHIND: u64 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Looks at the server's log that wait for their WAL to become durable.
@@ -65,7 +70,9 @@ pub struct Streamer {
     /// Set until the first bytes of a stream have come.
     origin: Option<Origin>,
     puts: FuturesOrdered<AbortOnDropHandle<WalObject>>,
-    put_bytes: VecDeque<usize>,
+    memory: Memory,
+    /// How far the server's log reached when it last said.
+    server_end: Lsn,
     waiters: Vec<(Lsn, oneshot::Sender<()>)>,
     draining: Option<Draining>,
     /// The server ended the stream in order.
@@ -166,7 +173,8 @@ impl Streamer {
             timeline: known.timeline,
             origin: None,
             puts: FuturesOrdered::new(),
-            put_bytes: VecDeque::new(),
+            memory: Memory::default(),
+            server_end: Lsn::ZERO,
             waiters: Vec::new(),
             draining: None,
             ended_in_order: false,
@@ -220,6 +228,7 @@ impl Streamer {
                 },
                 Some(object) = self.puts.next(), if !self.puts.is_empty() => self.is_durable(object).await,
                 Some(observation) = self.observations.recv() => self.observe(observation),
+                () = self.memory.less(), if !may_read => {}
                 event = self.link.next(may_read) => self.handle(event).await,
                 () = tokio::time::sleep_until(due) => {
                     if self.draining.as_ref().is_some_and(|draining| Instant::now() >= draining.until) {
@@ -247,6 +256,11 @@ impl Streamer {
             self.timeline_ended = false;
             self.open_with(Resume::Durable(self.timeline, durable));
             self.cutter = None;
+        }
+        if Instant::now() >= self.next_status
+            && let Some(cutter) = &mut self.cutter
+        {
+            cutter.rest();
         }
         if self.owes_reply || Instant::now() >= self.next_status {
             self.tell_server().await;
@@ -279,7 +293,7 @@ impl Streamer {
     }
 
     fn may_read(&self) -> bool {
-        self.puts.len() < MOST_PUTS && self.put_bytes.iter().sum::<usize>() < MOST_PUT_BYTES
+        self.puts.len() < MOST_PUTS && self.memory.held() < MOST_PUT_BYTES
     }
 
     fn cut_if_due(&mut self) {
@@ -308,13 +322,25 @@ impl Streamer {
 
     fn put(&mut self, piece: Piece) {
         let putter = Arc::clone(&self.putter);
-        self.put_bytes.push_back(piece.bytes.len());
-        let task = tokio::spawn(async move { putter.put(piece).await });
+        let holding = self.memory.hold(piece.bytes.len());
+        let effort = self.effort(piece.range.end);
+        let task = tokio::spawn(async move { putter.put(piece, effort, holding).await });
         self.puts.push_back(AbortOnDropHandle::new(task));
     }
 
+    /// How much is done to make what ends there small.
+    fn effort(&self, end: Lsn) -> Effort {
+        let unit = self
+            .cutter
+            .as_ref()
+            .map_or(u64::MAX, |cutter| cutter.lineage().unit_bytes());
+        match self.server_end.0.saturating_sub(end.0) / unit {
+            UNITS_BEHIND.. => Effort::Light,
+            _ => Effort::Usual,
+        }
+    }
+
     async fn is_durable(&mut self, object: Result<WalObject, tokio::task::JoinError>) {
-        self.put_bytes.pop_front();
         match object {
             Ok(object) => {
                 self.ledger().add(object);
@@ -324,7 +350,6 @@ impl Streamer {
             Err(error) => {
                 tracing::error!(%error, "a put ended without an object, streaming again from what is durable");
                 self.puts = FuturesOrdered::new();
-                self.put_bytes.clear();
                 self.cutter = None;
                 self.lose(Error::Protocol("a put ended without an object".to_owned()));
             }
@@ -412,8 +437,9 @@ impl Streamer {
                     gap,
                 } = *beginning;
                 let changes = Arc::clone(&self.changes);
+                let spare = self.putter.spare.clone();
                 let mut cutter =
-                    Cutter::resume(lineage, origin.durable, opened.statistics, changes);
+                    Cutter::resume(lineage, origin.durable, opened.statistics, changes, spare);
                 cutter.remember(&origin.objects);
                 {
                     let mut ledger = self.ledger();
@@ -469,6 +495,7 @@ impl Streamer {
                 bytes,
             } => {
                 self.ledger().see_server_flush(server_end);
+                self.server_end = server_end;
                 self.prime(&bytes).await;
                 let Some(cutter) = &mut self.cutter else {
                     return;

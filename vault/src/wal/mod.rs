@@ -14,7 +14,7 @@ pub mod survey;
 pub mod target;
 pub mod walker;
 
-pub use object::{OpenedWal, WalHeader, WalRange, get_wal, put_hashed_wal, put_wal};
+pub use object::{OpenedWal, SealedWal, WalHeader, WalRange, get_wal, put_wal, seal_wal};
 pub use walker::{InvalidWal, Walker};
 
 #[cfg(test)]

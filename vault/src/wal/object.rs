@@ -13,7 +13,7 @@ use holdfast_domain::{IncarnationId, Lsn, Timeline};
 use serde::{Deserialize, Serialize};
 
 use super::page::{self, Dialect, PAGE_BYTES};
-use crate::seal::{self, Class};
+use crate::seal::{self, Class, Effort};
 use crate::{DataKey, Error, Result, Store, get_anywhere, layout};
 
 /// Larger segments are sealed in pieces: an object goes up in one create-if-absent PUT (DESIGN §3.4).
@@ -106,27 +106,59 @@ pub struct OpenedWal {
     pub bytes: Bytes,
 }
 
-/// Makes the range durable in every store.
-///
-/// A store that has the same plaintext under this key already counts as done; one that has another
-/// plaintext is an [`Error::Conflict`] and stays as it is.
-pub async fn put_wal(
-    stores: &[Store],
-    data_key: &DataKey,
-    range: WalRange,
-    bytes: Bytes,
-) -> Result<WalObject> {
-    put_hashed_wal(stores, data_key, range, bytes, None).await
+/// A WAL object that no store has yet. As small as it will be there: whoever waits for a store waits with
+/// this, and not with the plaintext.
+#[derive(Debug, Clone)]
+pub struct SealedWal {
+    pub key: String,
+    header: WalHeader,
+    parts: [Bytes; 2],
 }
 
-/// The same for bytes whose hash was taken already, while they came by.
-pub async fn put_hashed_wal(
-    stores: &[Store],
+impl SealedWal {
+    #[must_use]
+    pub fn stored_bytes(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+
+    #[must_use]
+    pub fn range(&self) -> &WalRange {
+        &self.header.range
+    }
+
+    /// The plaintext again.
+    ///
+    /// # Errors
+    /// None but for another key.
+    pub fn open(&self, data_key: &DataKey) -> Result<OpenedWal> {
+        open_wal(data_key, &self.key, &self.parts.concat())
+    }
+
+    /// Makes it durable in every store.
+    ///
+    /// A store that has the same plaintext under this key already counts as done; one that has another
+    /// plaintext is an [`Error::Conflict`] and stays as it is.
+    pub async fn put(&self, stores: &[Store], data_key: &DataKey) -> Result<WalObject> {
+        let puts = stores
+            .iter()
+            .map(|store| put_one(store, data_key, &self.key, &self.header, &self.parts).boxed());
+        let stored_bytes = try_join_all(puts).await?.into_iter().max().unwrap_or(0);
+        Ok(self.header.describe(self.key.clone(), stored_bytes))
+    }
+}
+
+/// Seals the range on a thread of its own and gives the plaintext back, whose memory may be of use. `hash`:
+/// when it was taken already, while the bytes came by.
+///
+/// # Errors
+/// [`Error::Refused`] for bytes that are not the range's.
+pub async fn seal_wal(
     data_key: &DataKey,
     range: WalRange,
     bytes: Bytes,
     hash: Option<blake3::Hash>,
-) -> Result<WalObject> {
+    effort: Effort,
+) -> Result<(SealedWal, Bytes)> {
     let length = range.end.bytes_since(range.start);
     if length == 0 || length != bytes.len() as u64 || length > LARGEST_OBJECT_BYTES {
         return Err(Error::refused(format!(
@@ -136,19 +168,22 @@ pub async fn put_hashed_wal(
             bytes.len()
         )));
     }
-    let key = range.key();
-    let (header, sealed) = {
-        let (key, data_key) = (key.clone(), data_key.clone());
-        tokio::task::spawn_blocking(move || seal_range(&data_key, &key, range, &bytes, hash))
-            .await
-            .map_err(|_| Error::Stopped)??
-    };
-    let mut puts = Vec::with_capacity(stores.len());
-    for store in stores {
-        puts.push(put_one(store, data_key, &key, &header, &sealed).boxed());
-    }
-    let stored_bytes = try_join_all(puts).await?.into_iter().max().unwrap_or(0);
-    Ok(header.describe(key, stored_bytes))
+    let data_key = data_key.clone();
+    let sealing = move || seal_range(&data_key, range, &bytes, hash, effort).map(|it| (it, bytes));
+    tokio::task::spawn_blocking(sealing)
+        .await
+        .map_err(|_| Error::Stopped)?
+}
+
+/// Seals the range and makes it durable in every store, see [`SealedWal::put`].
+pub async fn put_wal(
+    stores: &[Store],
+    data_key: &DataKey,
+    range: WalRange,
+    bytes: Bytes,
+) -> Result<WalObject> {
+    let (sealed, _) = seal_wal(data_key, range, bytes, None, Effort::Usual).await?;
+    sealed.put(stores, data_key).await
 }
 
 async fn put_one(
@@ -168,11 +203,12 @@ async fn put_one(
 
 fn seal_range(
     data_key: &DataKey,
-    key: &str,
     range: WalRange,
     bytes: &[u8],
     hash: Option<blake3::Hash>,
-) -> Result<(WalHeader, [Bytes; 2])> {
+    effort: Effort,
+) -> Result<SealedWal> {
+    let key = range.key();
     let header = WalHeader {
         format: FORMAT,
         plaintext_hash: hash
@@ -183,9 +219,13 @@ fn seal_range(
     };
     let json = serde_json::to_vec(&header)
         .map_err(|error| Error::refused(format!("a WAL header cannot be written: {error}")))?;
-    let head = seal::seal(data_key, Class::WalHeader, key, &json)?;
-    let body = seal::seal(data_key, Class::Wal, key, bytes)?;
-    Ok((header, [head, body]))
+    let head = seal::seal(data_key, Class::WalHeader, &key, &json)?;
+    let body = seal::seal_with(data_key, Class::Wal, &key, bytes, effort)?;
+    Ok(SealedWal {
+        key,
+        header,
+        parts: [head, body],
+    })
 }
 
 /// The key exists: fine when it holds the same plaintext, all of which is read. It may be what an
