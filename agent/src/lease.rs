@@ -1,8 +1,9 @@
 //! How work arrives, how it keeps its lease, and how it stops (RELIABILITY §3.3, DESIGN §3.8).
 //!
-//! One long poll asks for jobs; each job runs in a task of its own beside a keeper that renews the lease
-//! every 15 s, carries progress up and cancellations down, and stops the work by itself when 40 s passed
-//! without a renewal. A job whose lease is lost reports nothing: somebody else holds it.
+//! One long poll asks for jobs, and whether those that run are still wanted; each job runs in a task of its
+//! own beside a keeper that renews the lease every 15 s – at once when the poll says so –, carries progress
+//! up and cancellations down, and stops the work by itself when 40 s passed without a renewal. A job whose
+//! lease is lost reports nothing: somebody else holds it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,7 +15,7 @@ use holdfast_domain::job::{
     JobError, JobOutcome, JobResult, LeaseRef, LeaseRequest, LeasedJob, Progress, ProgressResponse,
 };
 use holdfast_domain::{BootId, JobId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -61,25 +62,24 @@ pub async fn serve(
     while !shutdown.is_cancelled() {
         desk.sweep();
         let capacity = max_jobs.saturating_sub(u32::try_from(desk.tasks.len()).unwrap_or(u32::MAX));
-        if capacity == 0 {
-            tokio::select! {
-                _ = desk.tasks.join_next() => {}
-                () = shutdown.cancelled() => {}
-            }
-            continue;
-        }
         let request = LeaseRequest {
             boot,
             capacity,
             wait_s: WAIT_S,
+            running: desk.running(),
         };
         let answer = tokio::select! {
             answer = desk.gateway.lease(&request) => answer,
+            // Nothing is leased by a poll without capacity: it may be dropped.
+            _ = desk.tasks.join_next(), if capacity == 0 => continue,
             () = shutdown.cancelled() => break,
         };
         match answer {
             Ok(answer) => {
                 pause = FIRST_PAUSE;
+                for job in answer.renew {
+                    desk.renew(job);
+                }
                 for job in answer.jobs {
                     desk.take(job).await;
                 }
@@ -103,12 +103,23 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.5..1.0))
 }
 
+/// What the desk knows of a job that runs.
+struct Running {
+    epoch: i64,
+    /// To end it when it was leased again.
+    lost: CancellationToken,
+    /// To have its lease renewed now.
+    renew: Arc<Notify>,
+    /// It was, and is not asked about again.
+    renewed: bool,
+    ended: watch::Receiver<bool>,
+}
+
 struct Desk {
     node: Arc<Node>,
     gateway: Arc<Gateway>,
     boot: BootId,
-    /// To end an older attempt of a job that was leased again.
-    running: HashMap<JobId, (CancellationToken, watch::Receiver<bool>)>,
+    running: HashMap<JobId, Running>,
     tasks: JoinSet<()>,
     shutdown: CancellationToken,
 }
@@ -116,18 +127,44 @@ struct Desk {
 impl Desk {
     fn sweep(&mut self) {
         while self.tasks.try_join_next().is_some() {}
-        self.running.retain(|_, (_, ended)| !*ended.borrow());
+        self.running.retain(|_, running| !*running.ended.borrow());
+    }
+
+    /// What to ask the scheduler about.
+    fn running(&self) -> Vec<LeaseRef> {
+        let unheard = self.running.iter().filter(|(_, running)| !running.renewed);
+        unheard
+            .map(|(job, running)| LeaseRef {
+                job: *job,
+                epoch: running.epoch,
+                boot: self.boot,
+            })
+            .collect()
+    }
+
+    fn renew(&mut self, job: JobId) {
+        if let Some(running) = self.running.get_mut(&job) {
+            running.renewed = true;
+            running.renew.notify_one();
+        }
     }
 
     async fn take(&mut self, job: LeasedJob) {
         // The scheduler gave it away and we got it again: two attempts never run side by side.
-        if let Some((lost, mut ended)) = self.running.remove(&job.job) {
-            lost.cancel();
-            let _ = ended.wait_for(|ended| *ended).await;
+        if let Some(mut older) = self.running.remove(&job.job) {
+            older.lost.cancel();
+            let _ = older.ended.wait_for(|ended| *ended).await;
         }
-        let lost = CancellationToken::new();
+        let (lost, renew) = (CancellationToken::new(), Arc::new(Notify::new()));
         let (end, ended) = watch::channel(false);
-        self.running.insert(job.job, (lost.clone(), ended));
+        let running = Running {
+            epoch: job.epoch,
+            lost: lost.clone(),
+            renew: Arc::clone(&renew),
+            renewed: false,
+            ended,
+        };
+        self.running.insert(job.job, running);
         let keeper = Keeper {
             node: Arc::clone(&self.node),
             gateway: Arc::clone(&self.gateway),
@@ -137,6 +174,7 @@ impl Desk {
                 boot: self.boot,
             },
             lost,
+            renew,
             shutdown: self.shutdown.clone(),
         };
         self.tasks.spawn(async move {
@@ -154,6 +192,8 @@ struct Keeper {
     lease: LeaseRef,
     /// Fired from outside when a newer lease of the same job arrived.
     lost: CancellationToken,
+    /// The scheduler has news of the lease.
+    renew: Arc<Notify>,
     shutdown: CancellationToken,
 }
 
@@ -264,6 +304,8 @@ impl Keeper {
                 () = self.lost.cancelled(), if !matches!(stop, Some((Stop::Lost, _))) => {
                     stop = Some((Stop::Lost, Instant::now()));
                 }
+                // An answer that is on its way may be older than the news.
+                () = self.renew.notified() => last_renewal = None,
                 () = self.shutdown.cancelled(), if stop.is_none() => {
                     stop = Some((Stop::Leaving, Instant::now()));
                 }

@@ -103,7 +103,10 @@ impl Site {
         assert!(call.certified, "only a client certificate leases");
         let request: LeaseRequest = call.body();
         assert!(request.capacity >= 1 && request.wait_s <= 30);
-        call.answer(&LeaseResponse { jobs: vec![job] });
+        call.answer(&LeaseResponse {
+            jobs: vec![job],
+            renew: Vec::new(),
+        });
     }
 
     /// Lets renewals pass until a call of this name comes.
@@ -241,6 +244,47 @@ async fn a_cancelled_job_stops_and_says_so() {
         lease_s: 60,
     });
     let call = site.until("report").await;
+    assert_eq!(call.body::<ReportRequest>().result, JobResult::Canceled);
+    call.answer(&serde_json::json!({}));
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_which_the_scheduler_has_news_is_renewed_at_once() {
+    let mut site = Site::open().await;
+    let (job, other) = (JobId::new(), JobId::new());
+    site.give(site.job(job, 3, 3600)).await;
+    let question = site.until("validate").await;
+    // The first renewal went out at the beginning; the next one would come in a quarter of an hour.
+    let call = site.until("lease").await;
+    let asked: LeaseRequest = call.body();
+    let named: Vec<_> = asked
+        .running
+        .iter()
+        .map(|one| (one.job, one.epoch))
+        .collect();
+    assert_eq!(named, [(job, 3)]);
+    let gone = question.answer_dropped();
+    call.answer(&LeaseResponse {
+        jobs: Vec::new(),
+        renew: vec![other, job],
+    });
+    let renewal = site.gateway.expect_while("progress", |other| {
+        // Said once: a poll that named it again would be answered at once, for ever.
+        (other == "lease").then_some(|call: Call| {
+            assert!(call.body::<LeaseRequest>().running.is_empty());
+            drop(call);
+        })
+    });
+    renewal.await.answer(&ProgressResponse {
+        cancel: true,
+        lease_s: 3600,
+    });
+    gone.await;
+    let call = site.gateway.expect_while("report", |other| {
+        (other == "lease").then_some(drop as fn(Call))
+    });
+    let call = call.await;
     assert_eq!(call.body::<ReportRequest>().result, JobResult::Canceled);
     call.answer(&serde_json::json!({}));
     site.end().await;

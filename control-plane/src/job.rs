@@ -9,7 +9,7 @@ use holdfast_domain::job::{
     JobError, JobKind, JobResult, JobSpec, JobState, LeaseRef, LeasedJob, Progress,
     ProgressResponse, WalReport,
 };
-use holdfast_domain::{BootId, IncarnationId, NodeId};
+use holdfast_domain::{BootId, IncarnationId, JobId, NodeId};
 
 use crate::store::job::Job;
 use crate::store::{self, Hold};
@@ -42,6 +42,19 @@ impl ControlPlane {
             }
         }
         Ok(leased)
+    }
+
+    /// Of the jobs that a node works on, those whose next renewal has something to say: they are not wanted
+    /// any more, or have another holder.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn to_renew(&self, node: NodeId, running: &[LeaseRef]) -> Result<Vec<JobId>> {
+        if running.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut conn = self.pool().acquire().await?;
+        store::job::to_renew(&mut conn, node, running).await
     }
 
     /// A job whose row a duty holds at this moment is worth a moment: whoever polls learnt just now that it

@@ -176,11 +176,16 @@ pub(crate) async fn canceled(
     give_up_backup(unit, job, &failure).await
 }
 
-/// Makes a job unwanted: a queued one ends at once, a leased one when its agent hears of it.
+/// Makes a job unwanted: a queued one ends at once, a leased one when its agent hears of it, which waits in
+/// a long poll for that.
 pub(crate) async fn cancel(control_plane: &ControlPlane, unit: &mut Unit, job: &Job) -> Result<()> {
     match job.state {
         JobState::Queued => canceled(control_plane, unit, job, None).await,
-        _ => store::job::ask_cancel(unit.conn(), job).await,
+        _ => {
+            store::job::ask_cancel(unit.conn(), job).await?;
+            unit.wake_node(job.node);
+            Ok(())
+        }
     }
 }
 

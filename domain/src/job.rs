@@ -517,11 +517,18 @@ pub struct LeaseRequest {
     pub capacity: u32,
     /// How long the answer may be held back when there is nothing to do, in seconds (≤ 30).
     pub wait_s: u32,
+    /// What this agent works on and was not told about yet, see [`LeaseResponse::renew`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub running: Vec<LeaseRef>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LeaseResponse {
     pub jobs: Vec<LeasedJob>,
+    /// Of `running`, those that are not wanted any more or have another holder. Their next renewal says
+    /// which; it is to be made now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub renew: Vec<JobId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use chrono::TimeDelta;
 use holdfast_domain::job::{
-    HelloResponse, Idleness, JobResult, JoinRequest, JoinResponse, LeaseRequest, LeaseResponse,
-    NodeInventory, Progress, ProgressRequest, RenewCertificateRequest, ReportRequest, WalReport,
-    WalReportRequest, WalReportResponse,
+    HelloResponse, Idleness, JobKind, JobResult, JoinRequest, JoinResponse, LeaseRef, LeaseRequest,
+    LeaseResponse, NodeInventory, Power, Progress, ProgressRequest, RenewCertificateRequest,
+    ReportRequest, WalReport, WalReportRequest, WalReportResponse,
 };
 use holdfast_domain::{IncarnationId, Lsn, NodeId, Timeline};
 use holdfast_scheduler::{Authority, gateway};
-use holdfast_tests::harness::{Harness, REGION, wish};
+use holdfast_tests::harness::{Harness, REGION, at, caller, request, wish};
 use holdfast_tests::scripted_node::Deed;
 use reqwest::{Certificate, Client, Identity};
 use serde::Serialize;
@@ -181,6 +181,7 @@ fn poll(harness: &Harness) -> LeaseRequest {
         boot: harness.nodes[0].boot,
         capacity: 4,
         wait_s: 0,
+        running: Vec::new(),
     }
 }
 
@@ -436,7 +437,7 @@ async fn a_long_poll_is_answered_when_work_comes_and_a_stale_report_is_refused()
     });
     gateway.harness.nodes[0]
         .script
-        .insert(holdfast_domain::job::JobKind::Provision, Deed::Abandon);
+        .insert(JobKind::Provision, Deed::Abandon);
     gateway.harness.request_create("pg1", &wish()).await?;
     holdfast_scheduler::run_once(&gateway.harness.control_plane).await?;
     let leased = waiting.await??;
@@ -453,7 +454,7 @@ async fn a_long_poll_is_answered_when_work_comes_and_a_stale_report_is_refused()
         200
     );
     let stale = ReportRequest {
-        lease: holdfast_domain::job::LeaseRef {
+        lease: LeaseRef {
             epoch: job.epoch + 1,
             ..lease
         },
@@ -461,6 +462,51 @@ async fn a_long_poll_is_answered_when_work_comes_and_a_stale_report_is_refused()
     };
     let refused = gateway.call(&client, "report", &stale).await?;
     assert_eq!(refused.refusal(), (409, "StaleLease"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_long_poll_is_answered_when_a_job_is_not_wanted_any_more() -> Result<()> {
+    // DESIGN §2: a stop cancels a running automatic backup
+    let mut gateway = Gateway::start().await?;
+    let client = gateway.client_of(gateway.harness.nodes[0].id)?;
+    let node = &mut gateway.harness.nodes[0];
+    node.script.insert(JobKind::Snapshot, Deed::Abandon);
+    gateway.harness.request_create("pg1", &wish()).await?;
+    gateway.harness.run_until_idle().await?;
+    let node = &gateway.harness.nodes[0];
+    let running = node.abandoned.first().context("the first backup runs")?;
+    let lease = node.lease_of(running);
+    let older = LeaseRef {
+        epoch: lease.epoch - 1,
+        ..lease
+    };
+    let ask = |capacity, wait_s, running| LeaseRequest {
+        capacity,
+        wait_s,
+        running,
+        ..poll(&gateway.harness)
+    };
+    let calm = ask(0, 0, vec![lease]);
+    assert_eq!(
+        gateway.call(&client, "lease", &calm).await?.body,
+        json!({"jobs": []})
+    );
+    let overtaken = ask(0, 30, vec![older]);
+    assert_eq!(
+        gateway.call(&client, "lease", &overtaken).await?.body,
+        json!({"jobs": [], "renew": [lease.job]})
+    );
+    let waiting = ask(0, 30, vec![lease]);
+    let (who, how) = (caller(), request("POST", "pg1/stop"));
+    let control_plane = &gateway.harness.control_plane;
+    let stopping = control_plane.power_server(&who, at("pg1"), Power::Stopped, &how);
+    let (answer, stopped) = tokio::join!(gateway.call(&client, "lease", &waiting), async {
+        tokio::task::yield_now().await;
+        stopping.await
+    });
+    stopped?;
+    assert_eq!(answer?.body, json!({"jobs": [], "renew": [lease.job]}));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use holdfast_domain::activity::Caller;
-use holdfast_domain::job::{JobError, JobKind, JobSpec, JobState};
+use holdfast_domain::job::{JobError, JobKind, JobSpec, JobState, LeaseRef};
 use holdfast_domain::leavings::EndedAttempts;
 use holdfast_domain::plan::JobFact;
 use holdfast_domain::{
@@ -223,6 +223,30 @@ pub(crate) async fn any_ready(conn: &mut PgConnection, node: NodeId) -> Result<b
     Ok(query.bind(node.0).fetch_one(conn).await?)
 }
 
+/// Of leases that a node believes to have, those that are asked to end or were given to somebody else. What
+/// its holder itself has ended keeps its epoch.
+pub(crate) async fn to_renew(
+    conn: &mut PgConnection,
+    node: NodeId,
+    running: &[LeaseRef],
+) -> Result<Vec<JobId>> {
+    let (jobs, epochs): (Vec<Uuid>, Vec<i64>) = running
+        .iter()
+        .map(|lease| (lease.job.0, lease.epoch))
+        .unzip();
+    let found: Vec<Uuid> = sqlx::query_scalar(
+        "select j.id from job j join unnest($2::uuid[], $3::bigint[]) as held (job, epoch) on j.id = held.job
+          where j.node_id = $1
+            and (j.epoch > held.epoch or (j.cancel_asked and j.state = 'leased' and j.epoch = held.epoch))",
+    )
+    .bind(node.0)
+    .bind(jobs)
+    .bind(epochs)
+    .fetch_all(conn)
+    .await?;
+    Ok(found.into_iter().map(JobId).collect())
+}
+
 pub(crate) async fn get(conn: &mut PgConnection, id: JobId, hold: Hold) -> Result<Option<Job>> {
     let row: Option<Row> = sqlx::query_as(AssertSqlSafe(format!(
         "select {COLUMNS} from job j where j.id = $1{}",
@@ -239,7 +263,7 @@ pub(crate) async fn get(conn: &mut PgConnection, id: JobId, hold: Hold) -> Resul
 pub(crate) async fn renew(
     conn: &mut PgConnection,
     node: NodeId,
-    lease: holdfast_domain::job::LeaseRef,
+    lease: LeaseRef,
     length: TimeDelta,
 ) -> Result<Option<(bool, SubscriptionId, Option<OperationId>)>> {
     let row: Option<(bool, Uuid, Option<Uuid>)> = sqlx::query_as(

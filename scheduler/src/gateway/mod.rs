@@ -154,13 +154,15 @@ async fn hello(
     Ok(Json(gateway.control_plane.hello(node, &request).await?))
 }
 
-/// The long poll. It listens before it looks, so that a job queued in between is not missed.
+/// The long poll: for work, and for news of what the agent works on. It listens before it looks, so that
+/// what happens in between is not missed.
 async fn lease(
     State(gateway): State<Gateway>,
     Caller(node): Caller,
     Body(request): Body<LeaseRequest>,
 ) -> Answer<LeaseResponse> {
     let capacity = request.capacity.min(MOST_JOBS);
+    let running = &request.running[..request.running.len().min(MOST_JOBS as usize)];
     let wait = Duration::from_secs(request.wait_s.into()).min(LONGEST_POLL);
     let until = Instant::now() + wait;
     loop {
@@ -169,9 +171,11 @@ async fn lease(
             .control_plane
             .lease(node, request.boot, capacity)
             .await?;
+        let renew = gateway.control_plane.to_renew(node, running).await?;
         let left = until.saturating_duration_since(Instant::now());
-        if !jobs.is_empty() || left.is_zero() || gateway.shutdown.is_cancelled() {
-            return Ok(Json(LeaseResponse { jobs }));
+        let news = !jobs.is_empty() || !renew.is_empty();
+        if news || left.is_zero() || gateway.shutdown.is_cancelled() {
+            return Ok(Json(LeaseResponse { jobs, renew }));
         }
         tokio::select! {
             () = wake.jobs(node, left.min(LOOK_AGAIN)) => {}
