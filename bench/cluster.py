@@ -64,7 +64,7 @@ class Cluster:
         into = subprocess.Popen([self.psql, self.uri, "-Xq", "-c", "COPY noise FROM STDIN (FORMAT binary)"],
                                 stdin=subprocess.PIPE)
         into.stdin.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
-        for number in range(NOISE_BYTES * scale // 100 // PAGE * ROWS_IN_PAGE):
+        for number in range(int(NOISE_BYTES * scale / 100) // PAGE * ROWS_IN_PAGE):
             into.stdin.write(struct.pack(">hiqi", 2, 8, number, ROW_BYTES) + os.urandom(ROW_BYTES))
         into.stdin.write(struct.pack(">h", -1))
         into.stdin.close()
