@@ -1,5 +1,5 @@
 //! What PostgreSQL 17 and newer remember themselves of the blocks that their log changed: a second source for
-//! [`Reading`](super::Reading) when the agent has not seen all of the log, because it was restarted, say (ADR 15).
+//! [`Reading`](super::reading::Reading) when the agent has not seen all of the log, because it was restarted, say (ADR 15).
 //!
 //! Summaries lie in `pg_wal/summaries`, one from checkpoint to checkpoint. They are believed when they reach
 //! without a hole from the base's start to where what the agent saw begins. PostgreSQL's manual, "WAL Summarization
