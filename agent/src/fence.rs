@@ -13,8 +13,6 @@ use crate::error::{Error, Result};
 
 /// Without a renewal for this long, work stops by itself.
 pub const STOP_AFTER: Duration = Duration::from_secs(40);
-/// How often a lease is renewed.
-pub const RENEW_EVERY: Duration = Duration::from_secs(15);
 
 /// Time since the machine started, sleep included.
 pub fn since_boot() -> Result<Duration> {

@@ -1,8 +1,8 @@
 //! How work arrives, how it keeps its lease, and how it stops (RELIABILITY §3.3, DESIGN §3.8).
 //!
 //! One long poll asks for jobs; each job runs in a task of its own beside a keeper that renews the lease
-//! every 15 s, carries progress up and cancellations down, and stops the work by itself when 40 s passed
-//! without a renewal. A job whose lease is lost reports nothing: somebody else holds it.
+//! about once a second – far more often than the lease needs – because that carries progress up and cancellations
+//! down, and stops the work by itself when 40 s passed without a renewal. A job whose lease is lost reports nothing: somebody else holds it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,7 +23,7 @@ use tracing::Instrument;
 
 use crate::client::Gateway;
 use crate::error::{Error, Result, chain};
-use crate::fence::{Fence, RENEW_EVERY, since_boot};
+use crate::fence::{Fence, since_boot};
 use crate::job::JobContext;
 use crate::node::Node;
 use crate::trace::set_parent;
@@ -35,8 +35,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long cancelled work may tidy up before it is dropped.
 const TIDY_UP: Duration = Duration::from_secs(5);
-/// How often a changed progress is worth a call.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often a lease is renewed. Somebody may wait for the end of a job that is not wanted any more.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// After this an end that nobody would hear is given up; the scheduler's reaper has long acted.
 const REPORT_FOR: Duration = Duration::from_secs(600);
@@ -209,7 +209,7 @@ impl Keeper {
         let lease_time = Duration::from_secs(job.lease_s.max(1).into());
         let fence = Fence::new(since_boot().ok()?, lease_time);
         let cancel = CancellationToken::new();
-        let (progress, mut changed) = watch::channel(None);
+        let (progress, newest) = watch::channel(None);
         let context = JobContext {
             job: job.job,
             epoch: job.epoch,
@@ -283,13 +283,10 @@ impl Keeper {
                     continue;
                 }
             }
-            let news = changed.has_changed().unwrap_or(false);
-            let due = last_renewal.is_none_or(|at| {
-                at.elapsed() >= renew_every || (news && at.elapsed() >= PROGRESS_EVERY)
-            });
+            let due = last_renewal.is_none_or(|at| at.elapsed() >= renew_every);
             if due && renewal.is_none() {
                 last_renewal = Some(Instant::now());
-                let progress: Option<Progress> = changed.borrow_and_update().clone();
+                let progress: Option<Progress> = newest.borrow().clone();
                 renewal = Some(Box::pin(self.renew(progress)));
             }
         }
