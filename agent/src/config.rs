@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +52,8 @@ pub struct AgentConfig {
     /// kept for a restore on this node (ADR 19). It costs what the server overwrites until its next backup.
     #[serde(default = "default_frozen_copies")]
     pub frozen_copies: bool,
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 fn default_host() -> String {

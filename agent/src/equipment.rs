@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use holdfast_domain::job::{Placement, VaultRef, WrappedKey};
 use holdfast_vault::key::{DataKey, KeyRing, establish_data_key};
 use holdfast_vault::store::{Requests, Store};
+use holdfast_vault::{Courtesy, Pace};
 
 use crate::clock::Clock;
 use crate::config::{AgentConfig, first_closed_parent};
@@ -27,6 +28,8 @@ pub struct Equipment {
     stores: Mutex<HashMap<String, Store>>,
     /// What was last said of each store's requests.
     requests_told: Mutex<HashMap<String, Requests>>,
+    /// One for all jobs.
+    upload: Pace,
 }
 
 impl Equipment {
@@ -57,6 +60,7 @@ impl Equipment {
             installations: installation::discover(&config.pg_bin).await,
             stores: Mutex::default(),
             requests_told: Mutex::default(),
+            upload: config.limits.upload(),
             config,
             clock,
             user,
@@ -116,6 +120,12 @@ impl Equipment {
                 "requests to a store so far"
             );
         }
+    }
+
+    /// What one job may take of this machine.
+    #[must_use]
+    pub fn courtesy(&self) -> Courtesy {
+        self.config.limits.courtesy(&self.upload)
     }
 
     pub fn data_key(&self, placement: &Placement, wrapped: &WrappedKey) -> Result<DataKey> {

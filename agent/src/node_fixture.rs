@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::job::JobContext;
+use crate::limits::Limits;
 use crate::node::Node;
 use crate::postgres::cluster_fixture::connect_as;
 use crate::work::provision;
@@ -121,5 +122,6 @@ pub(crate) fn config(root: &Path) -> AgentConfig {
         executable: root.join("holdfast"),
         max_jobs: 4,
         frozen_copies: true,
+        limits: Limits::default(),
     }
 }

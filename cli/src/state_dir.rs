@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `site.json` | ids that never change | the owner |
 //! | `roles.toml` | who may do what besides the administrator; written by the user | the owner |
+//! | `limits.toml` | what backups may take of the machine; written by the user | the owner |
 //! | `run.json`, `site.lock` | which process runs the site | the owner |
 //! | `ca.pem` | the authority's certificate, for clients | everybody |
 //! | `authority/`, `issuer/`, `keys/` | private keys | the owner |
@@ -84,6 +85,12 @@ impl StateDir {
     #[must_use]
     pub fn roles_file(&self) -> PathBuf {
         self.0.join("roles.toml")
+    }
+
+    /// The user's own, if there is one: what backups may take of the machine.
+    #[must_use]
+    pub fn limits_file(&self) -> PathBuf {
+        self.0.join("limits.toml")
     }
 
     #[must_use]

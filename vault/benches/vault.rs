@@ -17,7 +17,7 @@ use holdfast_vault::backup::{
     Attempt, BackupWriter, BaseIndex, Changes, Manifest, ManifestMeta, PAGE_BYTES, PG_CONTROL,
     RestoreInto, restore_to,
 };
-use holdfast_vault::{DataKey, Store};
+use holdfast_vault::{Courtesy, DataKey, Store};
 use rand::{RngCore, SeedableRng};
 
 /// Two relation segments of this many pages: 256 MiB each.
@@ -90,7 +90,8 @@ impl Site {
                 epoch: 1,
             };
             let writer =
-                BackupWriter::new(stores, self.key.clone(), attempt, base).expect("a writer");
+                BackupWriter::new(stores, self.key.clone(), attempt, base, Courtesy::default())
+                    .expect("a writer");
             for path in SEGMENTS {
                 let file = File::open(self.root.path().join("data").join(path)).expect("opened");
                 let bytes = (PAGES * PAGE_BYTES) as u64;

@@ -20,7 +20,7 @@ use holdfast_vault::rescan::scan::Scan;
 use holdfast_vault::wal::survey::{list_histories, list_wal};
 use holdfast_vault::wal::target::{Search, Target, Until, resolve};
 use holdfast_vault::wal::{WalRange, get_wal, history, put_wal};
-use holdfast_vault::{DataKey, KeyRing, Store};
+use holdfast_vault::{Courtesy, DataKey, KeyRing, Store};
 use serde::{Deserialize, Serialize};
 
 const SEGMENT: u64 = 1 << 20;
@@ -201,8 +201,14 @@ async fn make() {
             job: JobId::new(),
             epoch: 1,
         };
-        let writer =
-            BackupWriter::new(stores.to_vec(), data_key.clone(), attempt, base).expect("a writer");
+        let writer = BackupWriter::new(
+            stores.to_vec(),
+            data_key.clone(),
+            attempt,
+            base,
+            Courtesy::default(),
+        )
+        .expect("a writer");
         writer.add_tablespace(16385, "/srv/fast");
         for dir in ["pg_wal", "base/5", "pg_tblspc/16385/PG_15_202209061/5"] {
             writer.add_dir(dir).expect("a path");

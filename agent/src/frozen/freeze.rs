@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_domain::JobId;
+use holdfast_vault::Courtesy;
+use tokio_util::sync::CancellationToken;
 
 use super::record::{Identity, Mark, Record};
 use super::{CONTROL, FILES, THREADS, clear_unfinished, kept_in, remove_tree, unfinished_in};
@@ -79,7 +81,15 @@ impl Place {
 
     /// Clones everything that the walk finds. Blocks, for about as long as the files are many; their sizes
     /// hardly matter.
-    pub fn freeze(self, walk: Walk) -> Result<Frozen> {
+    ///
+    /// # Errors
+    /// What could not be cloned; [`Error::Canceled`] after `stop`. Nothing is left then.
+    pub fn freeze(
+        self,
+        walk: Walk,
+        courtesy: &Courtesy,
+        stop: &CancellationToken,
+    ) -> Result<Frozen> {
         let found = Mutex::new(Found {
             walk,
             directories: Vec::new(),
@@ -88,7 +98,12 @@ impl Place {
         });
         let below = self.files();
         let cloned: Vec<_> = std::thread::scope(|scope| {
-            let worker = || scope.spawn(|| clone_all(&below, &found));
+            let worker = || {
+                scope.spawn(|| {
+                    courtesy.begin_thread();
+                    clone_all(&below, &found, stop)
+                })
+            };
             let workers: Vec<_> = (0..THREADS).map(|_| worker()).collect();
             workers.into_iter().map(|worker| worker.join()).collect()
         });
@@ -253,10 +268,17 @@ impl Found {
 }
 
 /// One thread's life.
-fn clone_all(below: &Path, found: &Mutex<Found>) -> Result<Vec<FrozenFile>> {
+fn clone_all(
+    below: &Path,
+    found: &Mutex<Found>,
+    stop: &CancellationToken,
+) -> Result<Vec<FrozenFile>> {
     let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
     let mut cloned = Vec::new();
     let result = loop {
+        if stop.is_cancelled() {
+            break Err(Error::Canceled);
+        }
         let next = lock().next_file(below);
         let (path, source, kind) = match next {
             Ok(Some(file)) => file,

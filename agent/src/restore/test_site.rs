@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::clock::Clock;
 use crate::config::AgentConfig;
 use crate::job::JobContext;
+use crate::limits::Limits;
 use crate::node::Node;
 use crate::server::ServerHandle;
 use crate::work::{provision, restore, snapshot};
@@ -80,6 +81,7 @@ impl Site {
             executable,
             max_jobs: 4,
             frozen_copies: true,
+            limits: Limits::default(),
         };
         tell(&mut config);
         let vault = VaultRef {

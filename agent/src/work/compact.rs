@@ -43,6 +43,7 @@ async fn rewrite(ctx: &JobContext, spec: CompactSpec) -> Result<CompactOutcome> 
         })?,
         objects: objects.into_iter().collect(),
         stop: ctx.cancel.clone(),
+        courtesy: ctx.node.equipment().courtesy(),
     })
     .await?;
     ctx.check()?;

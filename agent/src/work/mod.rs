@@ -11,6 +11,8 @@ pub mod restore;
 pub mod snapshot;
 
 #[cfg(test)]
+mod courtesy_tests;
+#[cfg(test)]
 mod lifecycle_tests;
 
 use holdfast_domain::IncarnationId;

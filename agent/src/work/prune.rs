@@ -16,6 +16,15 @@ use crate::job::JobContext;
 const BATCH: usize = 100;
 
 pub async fn run(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobError> {
+    tokio::select! {
+        biased;
+        // What was asked of a store by then happens; what is gone is found gone by the next attempt.
+        () = ctx.cancel.cancelled() => Err(Error::Canceled.into()),
+        outcome = prune(ctx, spec) => outcome,
+    }
+}
+
+async fn prune(ctx: &JobContext, spec: PruneSpec) -> Result<PruneOutcome, JobError> {
     let PruneSpec {
         incarnation,
         vault,

@@ -101,7 +101,7 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
     };
     let mut held = Held::Open(Box::new(session), Instant::now());
     let frozen = match place {
-        Some(place) => freeze(place, walk()).await?.map(Arc::new),
+        Some(place) => freeze(ctx, place, walk()).await?.map(Arc::new),
         None => None,
     };
     if frozen.is_some() {
@@ -133,7 +133,13 @@ async fn take(ctx: &JobContext, spec: &SnapshotSpec) -> Result<SnapshotOutcome> 
         ),
     )
     .await??;
-    let writer = BackupWriter::new(stores.clone(), data_key.clone(), attempt, base)?;
+    let writer = BackupWriter::new(
+        stores.clone(),
+        data_key.clone(),
+        attempt,
+        base,
+        ctx.node.equipment().courtesy(),
+    )?;
     let suspects = Arc::new(Suspects::since(start));
     let checked = facts.data_checksums;
     let bytes_total = match &frozen {
@@ -317,9 +323,11 @@ async fn place_to_freeze(ctx: &JobContext, server: &ServerHandle) -> Result<Opti
 }
 
 /// `None`: it did not work, and the files are read where they are.
-async fn freeze(place: Place, walk: Walk) -> Result<Option<Frozen>> {
+async fn freeze(ctx: &JobContext, place: Place, walk: Walk) -> Result<Option<Frozen>> {
     let begun = Instant::now();
-    match tokio::task::spawn_blocking(move || place.freeze(walk)).await? {
+    let (courtesy, stop) = (ctx.node.equipment().courtesy(), ctx.cancel.clone());
+    let freezing = move || place.freeze(walk, &courtesy, &stop);
+    match tokio::task::spawn_blocking(freezing).await? {
         Ok(frozen) => {
             tracing::info!(
                 files = frozen.count(),

@@ -282,6 +282,51 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_jobs_can_be_given_and_nothing_at_all_is_no_limit() {
+        let agent = r#"
+            [agent]
+            name = "n1"
+            region = "eastus2"
+            gateway = "https://scheduler:7443"
+            ca_file = "/ca.pem"
+            state_dir = "/var/lib/holdfast"
+            port_range = [5500, 5599]
+            key_dir = "/keys"
+            executable = "/usr/bin/holdfast"
+            [agent.limits]
+            read_mib_per_s = 40
+            workers = 1
+        "#;
+        let environment = [
+            ("HOLDFAST__AGENT__LIMITS__READ_MIB_PER_S", "20"),
+            ("HOLDFAST__AGENT__LIMITS__LOW_PRIORITY", "false"),
+        ];
+        let read_agent = read(agent, &environment);
+        let Ok(Config::Agent(file)) = &read_agent else {
+            panic!("it is a good file: {read_agent:?}");
+        };
+        let limits = &file.agent.limits;
+        assert_eq!(limits.read_mib_per_s.map(u32::from), Some(20));
+        assert_eq!(limits.workers.map(u16::from), Some(1));
+        assert_eq!(
+            (limits.upload_mib_per_s, limits.low_priority),
+            (None, false)
+        );
+
+        let wrong = format!("{agent}\nupload_mib_per_s = 0\nread_mb_per_s = 3\n");
+        let problems = read(&wrong, &[]).expect_err("two mistakes");
+        let keys: Vec<_> = problems.0.iter().map(|it| it.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "agent.limits.read_mb_per_s",
+                "agent.limits.upload_mib_per_s"
+            ],
+            "{problems}"
+        );
+    }
+
+    #[test]
     fn a_variable_is_text_where_text_belongs_and_a_value_where_none_does() {
         let agent = r#"
             [agent]

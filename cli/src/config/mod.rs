@@ -6,6 +6,7 @@
 
 mod api;
 mod database;
+mod limits;
 mod load;
 mod roles;
 mod scheduler;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::api::{ApiFile, ApiSection, AuthSection, TlsSection};
 pub use self::database::DatabaseSection;
+pub use self::limits::LimitsFile;
 use self::load::{Overrides, collect};
 pub use self::load::{Problem, Problems};
 pub use self::roles::{RoleSection, RolesFile};

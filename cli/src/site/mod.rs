@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use chrono::TimeDelta;
-use holdfast_agent::AgentConfig;
+use holdfast_agent::{AgentConfig, Limits};
 use holdfast_api::ApiConfig;
 use holdfast_control_plane::{Clock, ControlPlane, Policy};
 use holdfast_domain::activity::Caller;
@@ -36,7 +36,7 @@ use uuid::Uuid;
 use self::identity::Identity;
 use self::metadata::Metadata;
 use self::nodes::{AgentSetting, KEY_VERSION, Place};
-use crate::config::{RoleSection, RolesFile};
+use crate::config::{LimitsFile, RoleSection, RolesFile};
 use crate::join_tokens::{self, Joiner};
 use crate::run_record::{self, Phase, RunRecord};
 use crate::state_dir::{self, StateDir, passage, private_dir};
@@ -93,6 +93,7 @@ pub async fn run(
     };
     let (identity, ports) = Identity::open_or_create(state)?;
     let roles = roles(state, &identity)?;
+    let limits = limits(state)?;
     let clock = Clock::wall();
     let executable = executable::install(state)?;
     let run_dir = state.create_run_dir()?;
@@ -132,6 +133,7 @@ pub async fn run(
         executable: &executable,
         service_user: users.servers.name(),
         ports: &ports,
+        limits: &limits,
     };
     let (agents, joiners) = admit(&control_plane, &setting, &places).await?;
 
@@ -325,6 +327,15 @@ fn roles(state: &StateDir, identity: &Identity) -> Result<Vec<RoleAssignment>> {
     };
     let given = given.roles.iter().map(RoleSection::assignment);
     Ok(std::iter::once(owner).chain(given).collect())
+}
+
+/// What `limits.toml` says.
+fn limits(state: &StateDir) -> Result<Limits> {
+    let file = state.limits_file();
+    let read = LimitsFile::load(&file).map_err(|problems| {
+        crate::exit::Failure::Usage(format!("{} cannot be used: {problems}", file.display()))
+    })?;
+    Ok(read.limits)
 }
 
 /// What a site has from the start: a subscription with its owner, a resource group, its stores.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use holdfast_agent::AgentConfig;
+use holdfast_agent::{AgentConfig, Limits};
 use holdfast_domain::redundancy::Vault;
 use holdfast_domain::region::Site;
 use url::Url;
@@ -82,6 +82,7 @@ pub struct AgentSetting<'a> {
     pub executable: &'a Path,
     pub service_user: &'a str,
     pub ports: &'a Ports,
+    pub limits: &'a Limits,
 }
 
 impl AgentSetting<'_> {
@@ -114,6 +115,7 @@ impl AgentSetting<'_> {
             executable: self.executable.to_owned(),
             max_jobs: 4,
             frozen_copies: true,
+            limits: self.limits.clone(),
             name,
         }
     }

@@ -25,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 use moved::{Filling, Moved, bits, slots};
 
 use super::leaf::{FrameAt, Leaf, PackId, Run};
-use super::manifest::{Manifest, NamedPack, Rewriting};
+use super::manifest::{LeafAt, Manifest, NamedPack, Rewriting};
 use super::pack::{PackAppender, Stored, upload};
 use super::read::LeafReader;
 use super::{PAGE_BYTES, PAGES_PER_FRAME, PageHasher};
+use crate::courtesy::{self, Courtesy};
 use crate::key::DataKey;
 use crate::seal::Class;
 use crate::seal::frame::{FrameCipher, Opener, Sealer};
@@ -47,6 +48,7 @@ pub struct Compaction {
     /// Keys of packs and leaf objects.
     pub objects: BTreeSet<String>,
     pub stop: CancellationToken,
+    pub courtesy: Courtesy,
 }
 
 /// A backup, and the generation to give it. No other attempt may use the same.
@@ -64,15 +66,14 @@ pub struct ToRewrite {
 pub async fn compact(compaction: Compaction) -> Result<CompactOutcome> {
     let stop = compaction.stop.child_token();
     let _stops_with_us = stop.clone().drop_guard();
+    let courtesy = compaction.courtesy.clone();
     let work = Work::new(compaction, stop, Handle::current())?;
-    tokio::task::spawn_blocking(move || work.run())
-        .await
-        .map_err(|error| {
-            Error::io(
-                "rewriting packs ended unexpectedly",
-                std::io::Error::other(error),
-            )
-        })?
+    courtesy.spawn(move || work.run())?.await.map_err(|error| {
+        Error::io(
+            "rewriting packs ended unexpectedly",
+            std::io::Error::other(error),
+        )
+    })?
 }
 
 /// A leaf in its new place, and how many pages it names in which new pack.
@@ -85,7 +86,7 @@ struct Work {
     order: Compaction,
     stop: CancellationToken,
     runtime: Handle,
-    reader: LeafReader,
+    reader: Arc<LeafReader>,
     hasher: PageHasher,
     opener: Opener,
     sealer: Sealer,
@@ -121,7 +122,11 @@ impl Work {
             layout::leaves(incarnation, job, epoch, number)
         })?;
         Ok(Self {
-            reader: LeafReader::new(order.stores.clone(), order.data_key.clone(), incarnation),
+            reader: Arc::new(LeafReader::new(
+                order.stores.clone(),
+                order.data_key.clone(),
+                incarnation,
+            )),
             hasher: PageHasher::new(&order.data_key),
             opener: Opener::new()?,
             sealer: Sealer::new()?,
@@ -149,12 +154,13 @@ impl Work {
         let mut packs = self.uploads.take().ok_or(Error::Stopped)?;
         let (stores, written) = (self.order.stores.clone(), Arc::new(AtomicU64::new(0)));
         let (counted, stop) = (written.clone(), self.stop.clone());
+        let pace = self.order.courtesy.upload.clone();
         let uploader = self.runtime.spawn(async move {
             let count = |bytes| {
                 counted.fetch_add(bytes, Ordering::Relaxed);
             };
             // Whoever waits for a place in the queue hears of the end, because the queue goes with it.
-            stop.run_until_cancelled(upload(&stores, &mut packs, count))
+            stop.run_until_cancelled(upload(&stores, &pace, &mut packs, count))
                 .await
                 .unwrap_or(Err(Error::Stopped))
         });
@@ -182,22 +188,28 @@ impl Work {
         })
     }
 
-    fn wait<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.runtime
-            .block_on(self.stop.run_until_cancelled(work))
-            .unwrap_or(Err(Error::Stopped))
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        courtesy::ask(&self.runtime, &self.stop, work)
+    }
+
+    fn leaf(&self, manifest: &Arc<Manifest>, at: LeafAt) -> Result<Leaf> {
+        let (reader, manifest) = (self.reader.clone(), manifest.clone());
+        self.wait(async move { reader.leaf(&manifest, at).await })
     }
 
     /// `None`: it cannot be read, and so its backup stays as it is.
-    fn manifest(&self, which: usize) -> Result<Option<Manifest>> {
-        let named = &self.order.backups[which].manifest;
-        let loaded = self.wait(Manifest::load(
-            &self.order.stores,
-            &self.order.data_key,
-            self.order.incarnation,
-            named,
-        ));
-        readable(loaded, &named.key)
+    fn manifest(&self, which: usize) -> Result<Option<Arc<Manifest>>> {
+        let named = self.order.backups[which].manifest.clone();
+        let (stores, data_key) = (self.order.stores.clone(), self.order.data_key.clone());
+        let (incarnation, key) = (self.order.incarnation, named.key.clone());
+        let loaded = self.wait(async move {
+            let manifest = Manifest::load(&stores, &data_key, incarnation, &named).await?;
+            Ok(Arc::new(manifest))
+        });
+        readable(loaded, &key)
     }
 
     /// Finds the backups concerned and the pages that they need, the newest backup first.
@@ -248,7 +260,7 @@ impl Work {
     /// `false`: some leaf cannot be read. What the others name is copied all the same, which does no harm.
     fn survey_one(
         &mut self,
-        manifest: &Manifest,
+        manifest: &Arc<Manifest>,
         is_newest: bool,
         seen: &mut HashSet<FrameAt>,
     ) -> Result<bool> {
@@ -257,7 +269,7 @@ impl Work {
             if !seen.insert(place) {
                 continue;
             }
-            let leaf = self.wait(self.reader.leaf(manifest, *at));
+            let leaf = self.leaf(manifest, *at);
             let Some(leaf) = readable(leaf, "a leaf")? else {
                 seen.remove(&place);
                 return Ok(false);
@@ -291,8 +303,10 @@ impl Work {
                 self.leaves.cut()?;
             }
         }
-        self.wait(self.pages.close())?;
-        self.wait(self.leaves.close())
+        for appender in [self.pages.clone(), self.leaves.clone()] {
+            self.wait(async move { appender.close().await })?;
+        }
+        Ok(())
     }
 
     /// Copies the pages of one kind, pack by pack.
@@ -334,7 +348,10 @@ impl Work {
         );
         let cipher = self.reader.cipher(Class::Pack, pack.origin)?;
         let index = match self.packs.get(&pack).and_then(|stored| stored.index) {
-            Some(at) => readable(self.wait(self.reader.index(pack, at)), &key)?,
+            Some(at) => {
+                let reader = self.reader.clone();
+                readable(self.wait(async move { reader.index(pack, at).await }), &key)?
+            }
             None => None,
         };
         let start = frames.first().map_or(0, |(frame, _)| frame.offset);
@@ -344,11 +361,15 @@ impl Work {
             .max()
             .unwrap_or(0);
         let range = u64::from(start)..end;
-        let span = self.wait(try_each(&self.order.stores, |store| {
-            store.get_range(&key, range.clone())
-        }))?;
+        let (stores, fetched) = (self.order.stores.clone(), key.clone());
+        let span = self.wait(async move {
+            try_each(&stores, |store| store.get_range(&fetched, range.clone())).await
+        })?;
         self.bytes_read += span.len() as u64;
         for (frame, wanted) in frames {
+            if self.stop.is_cancelled() {
+                return Err(Error::Stopped);
+            }
             let content = self.open(frame, &span, start, &cipher, &key)?;
             let hashes = index
                 .as_deref()
@@ -381,7 +402,7 @@ impl Work {
         frame: &FrameAt,
         span: &Bytes,
         start: u32,
-        cipher: &FrameCipher,
+        cipher: &Arc<FrameCipher>,
         key: &str,
     ) -> Result<Vec<u8>> {
         let (at, sealed_len) = ((frame.offset - start) as usize, frame.sealed_len as usize);
@@ -396,13 +417,19 @@ impl Work {
             Err(error) => return Err(error),
         }
         let from = u64::from(frame.offset);
-        self.wait(try_each(&self.order.stores, |store| async move {
-            let sealed = store.get_range(key, from..from + sealed_len as u64).await?;
-            let mut opener = Opener::new()?;
-            Ok(cipher
-                .open(&mut opener, number, length, &sealed, key)?
-                .to_vec())
-        }))
+        let (stores, cipher) = (self.order.stores.clone(), cipher.clone());
+        let key: Arc<str> = key.into();
+        self.wait(async move {
+            let (cipher, key) = (&*cipher, &*key);
+            try_each(&stores, |store| async move {
+                let sealed = store.get_range(key, from..from + sealed_len as u64).await?;
+                let mut opener = Opener::new()?;
+                Ok(cipher
+                    .open(&mut opener, number, length, &sealed, key)?
+                    .to_vec())
+            })
+            .await
+        })
     }
 
     fn close_frame(&mut self, filling: &mut Filling) -> Result<()> {
@@ -424,13 +451,13 @@ impl Work {
         Ok(())
     }
 
-    fn rewrite_leaves(&mut self, manifest: &Manifest) -> Result<()> {
+    fn rewrite_leaves(&mut self, manifest: &Arc<Manifest>) -> Result<()> {
         for at in manifest.files().iter().flat_map(|file| &file.leaves) {
             let was = manifest.place_of(*at);
             if self.new_leaves.contains_key(&was) {
                 continue;
             }
-            let leaf = self.wait(self.reader.leaf(manifest, *at))?;
+            let leaf = self.leaf(manifest, *at)?;
             let moved = leaf
                 .frames
                 .iter()
@@ -539,7 +566,8 @@ impl Work {
                 self.order.backups[which].generation,
             )?;
             let (named, sealed) = next.seal(&self.order.data_key)?;
-            self.wait(put_everywhere(&self.order.stores, &named.key, sealed))?;
+            let (stores, key) = (self.order.stores.clone(), named.key.clone());
+            self.wait(async move { put_everywhere(&stores, &key, sealed).await })?;
             done.push(difference(&manifest, &next, named));
         }
         Ok(done)

@@ -14,6 +14,7 @@ use super::index::{MAX_PACK_PAGES, PackIndex};
 use super::leaf::PackId;
 use super::manifest::FrameIn;
 use super::read::lock;
+use crate::pace::Pace;
 use crate::seal::frame::{FrameCipher, MAX_PACK_BYTES, Sealer};
 use crate::store::{Store, put_parts_everywhere};
 use crate::{Error, Result};
@@ -205,10 +206,11 @@ impl PackAppender {
     }
 }
 
-/// Puts packs into every vault as they come, a few at a time. Ends when all appenders are gone, or
+/// Puts packs into every vault as they come, a few at a time and no faster than `pace`. Ends when all appenders are gone, or
 /// at the first pack that cannot be put; from then on appending fails.
 pub(crate) async fn upload(
     stores: &[Store],
+    pace: &Pace,
     packs: &mut mpsc::Receiver<Pack>,
     put: impl Fn(u64),
 ) -> Result<Vec<(PackId, Stored)>> {
@@ -221,6 +223,7 @@ pub(crate) async fn upload(
                 Some(Pack { id, key, parts, bytes, index, pages }) => {
                     let stored = Stored { bytes, index, pages };
                     flying.push(async move {
+                        pace.take(bytes * stores.len() as u64).await;
                         put_parts_everywhere(stores, &key, parts).map_ok(move |()| (id, stored)).await
                     });
                 }

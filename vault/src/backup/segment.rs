@@ -138,6 +138,9 @@ impl Worker {
     ) -> Result<()> {
         let from = self.filled;
         let pages = &mut self.buffer[from..from + count as usize * PAGE_BYTES];
+        if let Source::File(_) = &*part.source {
+            self.shared.may_read(pages.len() as u64)?;
+        }
         read_pages(part, first, pages)?;
         self.shared.read(pages.len() as u64);
         for index in 0..count {

@@ -1,6 +1,7 @@
 //! Whole stories: a data directory goes into vaults and comes back, whole, changed, damaged, half.
 
 mod compaction;
+mod courtesy;
 mod damage;
 mod differential;
 mod round_trip;
@@ -21,7 +22,7 @@ use super::*;
 use crate::rescan::listing::VaultListing;
 use crate::rescan::scan::Scan;
 use crate::store::faults::FaultyStore;
-use crate::{DataKey, Error, Result, Store};
+use crate::{Courtesy, DataKey, Error, Pace, Result, Store};
 
 /// A data directory as a map from path to content; what a backup must give back.
 type Files = BTreeMap<String, Vec<u8>>;
@@ -105,7 +106,13 @@ impl Site {
         base: Option<BaseIndex>,
         changes: impl Fn(&str) -> Changes,
     ) -> Result<FinishedBackup> {
-        let writer = BackupWriter::new(self.stores.clone(), self.key.clone(), attempt, base)?;
+        let writer = BackupWriter::new(
+            self.stores.clone(),
+            self.key.clone(),
+            attempt,
+            base,
+            Courtesy::default(),
+        )?;
         for (path, content) in files {
             if let Some((parent, _)) = path.rsplit_once('/') {
                 writer.add_dir(parent)?;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use holdfast_domain::job::{ManifestRef, ObjectRef};
 use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -31,14 +31,13 @@ use super::part::{Changes, LeafSlot, PageCheck, Part, Source};
 use super::read::lock;
 use super::segment::{Task, Worker};
 use super::{Attempt, PAGE_BYTES, PAGES_PER_LEAF, PageHasher, path};
+use crate::courtesy::{self, Courtesy};
 use crate::key::DataKey;
+use crate::pace::Pace;
 use crate::seal::Class;
 use crate::seal::frame::FrameCipher;
 use crate::store::{Store, put_everywhere};
 use crate::{Error, Result, layout};
-
-/// Reading and hashing leave enough for compression on the machines we measure; more do not help.
-const MAX_WORKERS: usize = 8;
 
 /// What a published backup is.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,7 +68,7 @@ pub struct BackupWriter {
     attempt: Attempt,
     shared: Arc<Shared>,
     tasks: Option<mpsc::Sender<Task>>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<oneshot::Receiver<()>>,
     uploader: Option<JoinHandle<Result<Uploaded>>>,
     directories: Mutex<BTreeSet<String>>,
     tablespaces: Mutex<BTreeMap<u32, String>>,
@@ -92,7 +91,9 @@ pub(crate) struct Shared {
     /// Pages that differ from the base's, by file, of files whose changes are to be remembered.
     changed: Mutex<HashMap<Arc<str>, RoaringBitmap>>,
     stored_bytes: AtomicU64,
-    base: Option<BaseIndex>,
+    base: Option<Arc<BaseIndex>>,
+    /// How fast files may be read.
+    reading: Pace,
     runtime: Handle,
     stopped: CancellationToken,
     /// The first thing that went wrong.
@@ -116,11 +117,15 @@ struct NamedFile {
 
 impl BackupWriter {
     /// Starts the workers. Runs in a tokio runtime.
+    ///
+    /// # Errors
+    /// No random bytes, or no thread, can be had.
     pub fn new(
         stores: Vec<Store>,
         data_key: DataKey,
         attempt: Attempt,
         base: Option<BaseIndex>,
+        courtesy: Courtesy,
     ) -> Result<Self> {
         let Attempt {
             incarnation,
@@ -145,35 +150,39 @@ impl BackupWriter {
             turned: Notify::new(),
             changed: Mutex::default(),
             stored_bytes: AtomicU64::new(0),
-            base,
+            base: base.map(Arc::new),
+            reading: courtesy.reading.clone(),
             runtime: Handle::current(),
             stopped: CancellationToken::new(),
             failure: Mutex::default(),
             named: Mutex::default(),
         });
-        let uploader = tokio::spawn(put_packs(shared.clone(), stores.clone(), packs));
-        let count = std::thread::available_parallelism()
-            .map_or(2, usize::from)
-            .min(MAX_WORKERS);
+        let uploader = tokio::spawn(put_packs(
+            shared.clone(),
+            stores.clone(),
+            courtesy.upload.clone(),
+            packs,
+        ));
+        let count = courtesy.workers();
         let (tasks, queue) = mpsc::channel::<Task>(2 * count);
         let queue = Arc::new(Mutex::new(queue));
-        let workers = (0..count)
-            .map(|_| {
-                let (shared, queue) = (shared.clone(), queue.clone());
-                tokio::task::spawn_blocking(move || work(&shared, &queue))
-            })
-            .collect();
-        Ok(Self {
+        let mut writer = Self {
             stores,
             data_key,
             attempt,
             shared,
             tasks: Some(tasks),
-            workers,
+            workers: Vec::with_capacity(count),
             uploader: Some(uploader),
             directories: Mutex::default(),
             tablespaces: Mutex::default(),
-        })
+        };
+        for _ in 0..count {
+            let (shared, queue) = (writer.shared.clone(), queue.clone());
+            let worker = courtesy.spawn(move || work(&shared, &queue))?;
+            writer.workers.push(worker);
+        }
+        Ok(writer)
     }
 
     /// A relation segment, or any file whose pages the agent wants to look at as they are read.
@@ -370,7 +379,7 @@ impl BackupWriter {
         };
         let mut named = std::mem::take(&mut *lock(&self.shared.named));
         named.files.sort_by(|a, b| a.path.cmp(&b.path));
-        let base = self.shared.base.as_ref();
+        let base = self.shared.base.as_deref();
         let pack = |pack: &PackId| uploaded.get(pack).copied().or_else(|| base?.pack(pack));
         let leaf_object = |object: &PackId| {
             uploaded
@@ -499,22 +508,32 @@ impl Shared {
         lock(&self.failure).clone().unwrap_or(Error::Stopped)
     }
 
-    pub fn base_leaf(&self, path: &str, part: usize) -> Result<Option<BaseLeaf>> {
-        match &self.base {
-            Some(base) => self
-                .runtime
-                .block_on(self.stopped.run_until_cancelled(base.leaf(path, part)))
-                .unwrap_or(Err(Error::Stopped)),
-            None => Ok(None),
+    /// Waits until so many bytes of files may be read.
+    pub fn may_read(&self, bytes: u64) -> Result<()> {
+        if self.reading.is_unlimited() {
+            return Ok(());
         }
+        self.runtime
+            .block_on(self.stopped.run_until_cancelled(self.reading.take(bytes)))
+            .ok_or(Error::Stopped)
+    }
+
+    pub fn base_leaf(&self, path: &Arc<str>, part: usize) -> Result<Option<BaseLeaf>> {
+        let path = path.clone();
+        self.ask_base(move |base| async move { base.leaf(&path, part).await })
     }
 
     pub fn base_index(&self, pack: PackId) -> Result<Option<Arc<PackIndex>>> {
+        self.ask_base(move |base| async move { base.index(pack).await })
+    }
+
+    fn ask_base<T, F>(&self, question: impl FnOnce(Arc<BaseIndex>) -> F) -> Result<Option<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<Option<T>>> + Send + 'static,
+    {
         match &self.base {
-            Some(base) => self
-                .runtime
-                .block_on(self.stopped.run_until_cancelled(base.index(pack)))
-                .unwrap_or(Err(Error::Stopped)),
+            Some(base) => courtesy::ask(&self.runtime, &self.stopped, question(base.clone())),
             None => Ok(None),
         }
     }
@@ -551,12 +570,13 @@ impl Shared {
 async fn put_packs(
     shared: Arc<Shared>,
     stores: Vec<Store>,
+    pace: Pace,
     mut packs: mpsc::Receiver<Pack>,
 ) -> Result<Uploaded> {
     let put = |bytes| {
         shared.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     };
-    upload(&stores, &mut packs, put)
+    upload(&stores, &pace, &mut packs, put)
         .await
         .inspect_err(|error| shared.fail(error.clone()))
 }

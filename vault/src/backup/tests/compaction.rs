@@ -35,6 +35,7 @@ impl Site {
                 .collect(),
             objects,
             stop: CancellationToken::new(),
+            courtesy: Courtesy::default(),
         }
     }
 

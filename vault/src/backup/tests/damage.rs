@@ -146,8 +146,14 @@ async fn the_second_copy_is_taken_wherever_the_first_is_bad() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_path_is_refused_by_the_writer_and_by_the_reader() {
     let site = Site::new(1);
-    let writer =
-        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        site.attempt(),
+        None,
+        Courtesy::default(),
+    )
+    .unwrap();
     for hostile in ["../outside", "/etc/passwd", "base/../../x", ""] {
         let added = writer.add_bytes(hostile, Bytes::new()).await;
         assert!(matches!(added, Err(Error::Refused { .. })), "{hostile:?}");
@@ -331,8 +337,14 @@ fn a_conflict_says_what_it_is_about() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_panics_ends_the_backup_and_nobody_waits_for_it() {
     let site = Site::new(1);
-    let writer =
-        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        site.attempt(),
+        None,
+        Courtesy::default(),
+    )
+    .unwrap();
     let check: PageCheck = Arc::new(|_, _, _| panic!("a bug"));
     let content = relation(1, 1);
     let bytes = content.len() as u64;

@@ -218,8 +218,14 @@ async fn a_page_that_was_wrongly_called_unchanged_is_remembered_when_all_are_rea
         files.get_mut("base/5/1259").unwrap()[changed * PAGE_BYTES + 9] ^= 1;
     }
     let base = site.base(&full.manifest).await;
-    let writer =
-        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), base).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        site.attempt(),
+        base,
+        Courtesy::default(),
+    )
+    .unwrap();
     let content = &files["base/5/1259"];
     let file = on_disk(content);
     writer

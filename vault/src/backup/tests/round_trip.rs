@@ -68,8 +68,14 @@ async fn a_file_of_more_than_one_gib_has_a_leaf_for_each() {
     file.set_len(gib + 10).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &page(3), gib - PAGE_BYTES as u64).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"end", gib + 7).unwrap();
-    let writer =
-        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        site.attempt(),
+        None,
+        Courtesy::default(),
+    )
+    .unwrap();
     writer
         .add_bytes(PG_CONTROL, Bytes::from(page(1)))
         .await
@@ -110,8 +116,14 @@ async fn a_file_of_more_than_one_gib_has_a_leaf_for_each() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_file_lost_while_it_was_read_is_zeros() {
     let site = Site::new(1);
-    let writer =
-        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        site.attempt(),
+        None,
+        Courtesy::default(),
+    )
+    .unwrap();
     writer
         .add_bytes(PG_CONTROL, Bytes::from(page(1)))
         .await
@@ -138,8 +150,14 @@ async fn what_a_file_lost_while_it_was_read_is_zeros() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_page_is_shown_to_the_check_which_may_read_it_again() {
     let site = Site::new(1);
-    let writer =
-        BackupWriter::new(site.stores.clone(), site.key.clone(), site.attempt(), None).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        site.attempt(),
+        None,
+        Courtesy::default(),
+    )
+    .unwrap();
     writer
         .add_bytes(PG_CONTROL, Bytes::from(page(1)))
         .await
@@ -278,7 +296,14 @@ async fn a_writer_that_is_dropped_stops_reading_and_leaves_nothing_visible() {
     }
     let site = Site::new(1);
     let attempt = site.attempt();
-    let writer = BackupWriter::new(site.stores.clone(), site.key.clone(), attempt, None).unwrap();
+    let writer = BackupWriter::new(
+        site.stores.clone(),
+        site.key.clone(),
+        attempt,
+        None,
+        Courtesy::default(),
+    )
+    .unwrap();
     let (reading, is_reading) = std::sync::mpsc::channel();
     let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
     let (ended, has_ended) = tokio::sync::oneshot::channel();
