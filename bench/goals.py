@@ -127,7 +127,7 @@ def judge(facts, samples):
     goal("PITR, replay, bounded by how often backups are made", "<= 60", [], "that shows in hours, not in this run", "s")
     goal("snapshot driver, backup without its checkpoint", "<= 1", [], "bench/frozen measures it", "s")
     goal("snapshot driver, restore to read-write without the log", "<= 3", [], "bench/frozen measures it", "s")
-    goal("TPS kept during a backup, paced", ">= 0.9", [], "backups have no pace to be set")
+    goal(f"TPS kept during a backup, paced ({facts['pace']} MiB/s): part of the idle", ">= 0.9", ratio("paced", "tps", MINE, "idle"))
     goal("TPS kept during a backup, unpaced: part of the idle", ">= 0.7", ratio("tps", "tps", MINE, "idle"))
     goal("TPS kept during a backup: times what pgBackRest's leaves", ">= 1", ratio("tps", "tps", MINE, PEER))
     return judged
