@@ -149,7 +149,8 @@ def show(facts, samples, judged, out):
 
     sizes = ", ".join(f"{name.upper()} {size / 1e6:,.0f} MB" for name, size in facts["bytes"].items())
     say(f"{facts['cpus']} CPUs, Linux {facts['kernel']}, PostgreSQL {facts['postgresql']}, {facts['pgbackrest']}; "
-        f"scale {facts['scale']} ({sizes}), rounds: {facts['rounds']}; CPU by {facts['accounting']}."
+        f"scale {facts['scale']} ({sizes}), rounds: {facts['rounds']}; CPU by {facts['accounting']}; "
+        f"sched_autogroup {'on' if facts['autogroup'] else 'off'}."
         + (" quick: not for judging." if facts["quick"] else ""))
     say("Holdfast is the whole site: API, scheduler, eight agents and metadata store, in CPU and in memory; "
         f"without work {facts['levels']['up'] / 2**20:.0f} MiB after the start, {facts['levels']['loaded'] / 2**20:.0f} after the load.")

@@ -16,6 +16,8 @@ from holdfast import LIMIT, bytes_below
 
 BLOCK_SINCE = (2, 46)
 BUNDLE_SINCE = (2, 39)
+# It refuses to run as root unless it is told to.
+ROOT_ASKED_SINCE = (2, 59)
 
 
 def install():
@@ -57,6 +59,8 @@ class PgBackRest:
         }
         if self.version >= BUNDLE_SINCE:
             self.sections["global"]["repo1-bundle"] = "y"
+        if self.version >= ROOT_ASKED_SINCE and os.geteuid() == 0:
+            self.sections["global"]["allow-root"] = "y"
         if self.blocks:
             self.sections["global"]["repo1-block"] = "y"
 
