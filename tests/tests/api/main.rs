@@ -9,5 +9,6 @@ mod refusals;
 mod resources;
 mod rights;
 mod server;
+mod terraform;
 mod tokens;
 mod with_server;

@@ -187,7 +187,8 @@ impl<P: Fn(u64, u64) + Send + Sync> Planner<'_, '_, P> {
             self.pg_control = Some(content.clone());
             return Ok(Target::Memory(content));
         }
-        Ok(Target::File(self.trees.file(&file.path, file.bytes)?))
+        let opened = self.trees.file(&file.path, file.bytes)?;
+        Ok(Target::File(Mutex::new(opened)))
     }
 }
 
@@ -280,14 +281,16 @@ impl Trees {
 
 /// Where pages go.
 enum Target {
-    File(File),
+    /// One writer at a time: the kernel lets no more into a file, and the others would spin until it is their turn
+    /// (`rwsem_spin_on_owner`) instead of leaving the core to who decompresses.
+    File(Mutex<File>),
     Memory(Arc<Mutex<Vec<u8>>>),
 }
 
 impl Target {
     fn write(&self, at: u64, pages: &[u8]) -> Result<()> {
         match self {
-            Self::File(file) => file
+            Self::File(file) => lock(file)
                 .write_all_at(pages, at)
                 .map_err(|error| Error::io("a restored file cannot be written", error)),
             Self::Memory(content) => {
