@@ -6,8 +6,8 @@
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, Required,
-    SchemaFormat, Type,
+    ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, RefOr,
+    Required, Schema, SchemaFormat, Type,
 };
 
 /// OpenAPI 3.1, built from the handlers.
@@ -29,7 +29,11 @@ pub fn document() -> OpenApi {
             .bearer_format("JWT")
             .build(),
     );
-    let components = document.components.take().unwrap_or_default();
+    let mut components = document.components.take().unwrap_or_default();
+    // `$select` leaves out any of them.
+    if let Some(RefOr::T(Schema::Object(event))) = components.schemas.get_mut("Event") {
+        event.required.clear();
+    }
     document.components = Some(
         ComponentsBuilder::from(components)
             .security_scheme("bearer", bearer)
