@@ -4,6 +4,7 @@
 //! `HOLDFAST_WRITE_OPENAPI=1 cargo test -p holdfast-api --lib openapi`.
 
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::ArrayItems;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, RefOr,
@@ -30,9 +31,14 @@ pub fn document() -> OpenApi {
             .build(),
     );
     let mut components = document.components.take().unwrap_or_default();
-    // `$select` leaves out any of them.
-    if let Some(RefOr::T(Schema::Object(event))) = components.schemas.get_mut("Event") {
-        event.required.clear();
+    if let Some(event) = components.schemas.get_mut("Event") {
+        nothing_required(event);
+    }
+    if let Some(RefOr::T(Schema::Object(list))) = components.schemas.get_mut("List_Event")
+        && let Some(RefOr::T(Schema::Array(events))) = list.properties.get_mut("value")
+        && let ArrayItems::RefOrSchema(event) = &mut events.items
+    {
+        nothing_required(event);
     }
     document.components = Some(
         ComponentsBuilder::from(components)
@@ -49,6 +55,13 @@ pub fn document() -> OpenApi {
             .push(api_version().into());
     }
     document
+}
+
+/// `$select` leaves out any member of an event.
+fn nothing_required(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema {
+        object.required.clear();
+    }
 }
 
 fn api_version() -> Parameter {
