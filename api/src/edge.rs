@@ -176,11 +176,7 @@ fn within_limits(request: &Request) -> Result<(), ArmError> {
             "The headers are larger than 16 KiB.",
         ));
     }
-    if KNOWN_METHODS.contains(request.method()) {
-        Ok(())
-    } else {
-        Err(not_allowed())
-    }
+    Ok(())
 }
 
 /// Lets a request in when its token says who calls, and when that caller has not too many under way.
@@ -248,16 +244,13 @@ pub(crate) async fn canonical_path(mut request: Request, next: Next) -> Response
     next.run(request).await
 }
 
-fn not_allowed() -> ArmError {
+/// The router adds `Allow`, with the methods of the address.
+pub(crate) async fn method_not_allowed() -> ArmError {
     ArmError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "HttpMethodNotAllowed",
         "The HTTP method is not supported at this address.",
     )
-}
-
-pub(crate) async fn method_not_allowed() -> ArmError {
-    not_allowed()
 }
 
 pub(crate) async fn no_such_route() -> ArmError {

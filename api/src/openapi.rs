@@ -4,10 +4,11 @@
 //! `HOLDFAST_WRITE_OPENAPI=1 cargo test -p holdfast-api --lib openapi`.
 
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::ArrayItems;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, Required,
-    SchemaFormat, Type,
+    ComponentsBuilder, ContactBuilder, InfoBuilder, License, ObjectBuilder, OpenApi, RefOr,
+    Required, Schema, SchemaFormat, Type,
 };
 
 /// OpenAPI 3.1, built from the handlers.
@@ -29,7 +30,16 @@ pub fn document() -> OpenApi {
             .bearer_format("JWT")
             .build(),
     );
-    let components = document.components.take().unwrap_or_default();
+    let mut components = document.components.take().unwrap_or_default();
+    if let Some(event) = components.schemas.get_mut("Event") {
+        nothing_required(event);
+    }
+    if let Some(RefOr::T(Schema::Object(list))) = components.schemas.get_mut("List_Event")
+        && let Some(RefOr::T(Schema::Array(events))) = list.properties.get_mut("value")
+        && let ArrayItems::RefOrSchema(event) = &mut events.items
+    {
+        nothing_required(event);
+    }
     document.components = Some(
         ComponentsBuilder::from(components)
             .security_scheme("bearer", bearer)
@@ -45,6 +55,13 @@ pub fn document() -> OpenApi {
             .push(api_version().into());
     }
     document
+}
+
+/// `$select` leaves out any member of an event.
+fn nothing_required(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema {
+        object.required.clear();
+    }
 }
 
 fn api_version() -> Parameter {

@@ -176,6 +176,20 @@ impl ApiClient {
         })
     }
 
+    /// The same API behind a socket of this machine, for clients that are processes of their own. Gone
+    /// when the task is.
+    pub async fn listen(&self) -> Result<(std::net::SocketAddr, tokio::task::JoinSet<()>)> {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let router = self.router.clone();
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async move {
+            let served = holdfast_api::serve(listener, None, router, std::future::pending());
+            served.await.expect("loopback needs no TLS");
+        });
+        Ok((address, task))
+    }
+
     /// The path of the operation that a 202 names.
     pub fn operation_of(answer: &Answer) -> Result<String> {
         let url = answer

@@ -1,6 +1,7 @@
 //! What the integration and end-to-end suites share.
 
 pub mod api_client;
+pub mod clients;
 pub mod harness;
 pub mod ledger;
 pub mod metadata;

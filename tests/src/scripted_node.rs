@@ -27,7 +27,8 @@ use holdfast_vault::layout;
 const RECORD: u64 = 0x100;
 const SEGMENT: u64 = 16 << 20;
 const FIRST_RECORD: Lsn = Lsn(0x0100_0000);
-const MINOR: &str = "15.18";
+/// What it calls its PostgreSQL.
+pub const MINOR: &str = "15.18";
 
 /// What a node does with a job it leased.
 #[derive(Debug, Clone)]
@@ -97,18 +98,8 @@ pub async fn join(
     index: u16,
 ) -> Result<ScriptedNode> {
     let name = zone.map_or_else(|| region.to_owned(), |zone| format!("{region}-{zone}"));
-    control_plane
-        .register_vaults(&[Vault {
-            id: holdfast_domain::VaultId::new(),
-            region: region.to_owned(),
-            zone: zone.map(str::to_owned),
-            url: format!("file:///vaults/{name}"),
-            own_copies: 1,
-            ordinal: 1,
-        }])
-        .await?;
     let inventory = NodeInventory {
-        name: name.clone(),
+        name,
         region: region.to_owned(),
         zone: zone.map(str::to_owned),
         majors: BTreeMap::from([(15, MINOR.to_owned())]),
@@ -117,8 +108,34 @@ pub async fn join(
         socket_root: None,
         free_bytes: 1 << 40,
     };
+    control_plane
+        .register_vaults(&[vault(region, zone, &inventory.name)])
+        .await?;
+    join_as(control_plane, inventory).await
+}
+
+/// A vault in this place.
+#[must_use]
+pub fn vault(region: &str, zone: Option<&str>, name: &str) -> Vault {
+    Vault {
+        id: holdfast_domain::VaultId::new(),
+        region: region.to_owned(),
+        zone: zone.map(str::to_owned),
+        url: format!("file:///vaults/{name}"),
+        own_copies: 1,
+        ordinal: 1,
+    }
+}
+
+/// A joined node that says this of itself; there is a vault for it already.
+pub async fn join_as(
+    control_plane: &ControlPlane,
+    inventory: NodeInventory,
+) -> Result<ScriptedNode> {
+    let (name, region) = (&inventory.name, &inventory.region);
+    let zone = inventory.zone.as_deref();
     let token = control_plane
-        .issue_join_token(&name, region, zone, chrono::TimeDelta::hours(1))
+        .issue_join_token(name, region, zone, chrono::TimeDelta::hours(1))
         .await?;
     let request = JoinRequest {
         token,

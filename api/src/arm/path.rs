@@ -4,6 +4,8 @@
 //! rewritten to the spelling of the routes; names stay as they were sent. Decoded exactly once; what
 //! could mean something to a path afterwards is refused (RELIABILITY §4.5, §4.9 row 13).
 
+use std::borrow::Cow;
+
 use holdfast_domain::resource_id::{PROVIDER, SERVERS};
 use holdfast_domain::{Refusal, SubscriptionId, name};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -61,6 +63,7 @@ const ESCAPED: &AsciiSet = &CONTROLS
 /// # Errors
 /// [`Refusal::InvalidResourceName`] for a segment that is not plain text after one decoding.
 pub fn canonical(raw: &str) -> Result<String, Refusal> {
+    let raw = &*unquoted_before_locks(raw);
     let mut segments: Vec<String> = raw
         .strip_prefix('/')
         .unwrap_or(raw)
@@ -129,6 +132,24 @@ fn collapse_before_locks(segments: &mut Vec<String>) {
     if locks && is(empty + 1, SERVERS) {
         segments.remove(empty);
     }
+}
+
+/// The lock clients' calls by scope send a whole resource id as one segment, its slashes quoted. What comes
+/// out of it is read like every other path; nowhere else does a quoted slash pass.
+fn unquoted_before_locks(raw: &str) -> Cow<'_, str> {
+    let path = raw.strip_prefix('/').unwrap_or(raw);
+    let Some((scope, rest)) = path.split_once('/') else {
+        return Cow::Borrowed(raw);
+    };
+    let of_locks = rest
+        .to_ascii_lowercase()
+        .starts_with("providers/microsoft.authorization/locks");
+    let plain = scope.replace("%2F", "/").replace("%2f", "/");
+    let plain = plain.strip_prefix('/').unwrap_or(&plain);
+    if of_locks && plain.to_ascii_lowercase().starts_with("subscriptions/") {
+        return Cow::Owned(format!("/{plain}/{rest}"));
+    }
+    Cow::Borrowed(raw)
 }
 
 fn decode(raw: &str) -> Result<String, Refusal> {
@@ -380,6 +401,33 @@ mod tests {
             "{S}/resourceGroups/g/providers/Microsoft.DBforPostgreSQL//flexibleServers/pg1"
         );
         assert!(canonical(&server).expect("parses").contains("//"));
+    }
+
+    #[test]
+    fn a_quoted_scope_of_lock_clients_is_a_path_like_others() {
+        let lock = format!(
+            "{S}/resourceGroups/g/providers/{PROVIDER}/{SERVERS}/pg1/providers/Microsoft.Authorization/locks"
+        );
+        let (scope, rest) = lock.split_at(lock.rfind("/providers").expect("it has one"));
+        let quoted = scope.replace('/', "%2F");
+        for sent in [
+            format!("/{quoted}{rest}"),
+            format!("/{}{rest}", &quoted[3..].to_lowercase()),
+        ] {
+            let read = canonical(&sent).expect("parses");
+            assert!(read.eq_ignore_ascii_case(&lock), "{read}");
+        }
+        // Nothing gets around the rules for names by being quoted, and nothing else may be.
+        for sent in [
+            format!("/{}{rest}", quoted.replace("pg1", "..")),
+            format!("/{}{rest}", quoted.replace("pg1", "a%252fb")),
+            format!("/{quoted}/backups"),
+        ] {
+            assert!(
+                matches!(canonical(&sent), Err(Refusal::InvalidResourceName { .. })),
+                "{sent}"
+            );
+        }
     }
 
     #[test]

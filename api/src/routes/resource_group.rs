@@ -72,7 +72,7 @@ pub async fn get(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
     head, operation_id = "resource_groups_exists", tag = "Resource groups",
     path = "/subscriptions/{subscription}/resourceGroups/{group}",
     params(GroupPath),
-    responses((status = 204, description = "It is there"), (status = 404, description = "It is not"))
+    responses((status = 204, description = "It is there"), (status = 404, description = "It is not"), (status = "4XX", description = "Refused; no body says why"))
 )]
 pub async fn head(Path(at): Path<GroupPath>, call: Call) -> Result<Response> {
     call.require(READ, &at.scope())?;

@@ -2,6 +2,7 @@
 //! lets in, what it refuses.
 
 mod backup;
+mod described;
 mod hostile;
 mod metrics;
 mod operation;
