@@ -12,6 +12,7 @@ pub mod down;
 pub mod exit;
 mod join_tokens;
 pub mod memory;
+pub mod open_files;
 pub mod output;
 pub mod run_record;
 pub mod serve;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use holdfast::command::{AgentCommand, Cli, Command};
-use holdfast::{exit, memory};
+use holdfast::{exit, memory, open_files};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         std::process::exit(code);
     }
     memory::set_up_allocator();
+    open_files::allow_all();
     // Two libraries bring a cryptography provider; this is the one that the process uses. It fails
     // only when one is installed already, and nothing ran before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

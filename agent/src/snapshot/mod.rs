@@ -16,3 +16,5 @@ pub mod walk;
 
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod equality_tests;

@@ -28,10 +28,9 @@ use crate::seal::frame::{FrameCipher, Opener};
 use crate::store::{Store, try_each};
 use crate::{Error, Result, layout};
 
-/// A batch ends when it has this many open files, pages or pieces; they bound its memory. Within a
-/// batch every pack is read once, from its beginning to its end.
-const BATCH_FILES: usize = 200;
-const BATCH_PAGES: usize = 4 * PAGES_PER_LEAF;
+/// A batch ends when it has this many pages or pieces, which bound its memory, or as many open files as [`batch_files`]
+/// says. Within a batch every pack is read once, from its beginning to its end; most backups are one batch.
+const BATCH_PAGES: usize = 16 * PAGES_PER_LEAF;
 const BATCH_PIECES: usize = 256 << 10;
 /// Frames that lie this close together come in one request of at most this many bytes.
 const MAX_GAP: u32 = 64 << 10;
@@ -98,6 +97,7 @@ pub async fn restore_to(
         files: &wanted,
         part: None,
         pg_control: None,
+        most_files: batch_files(),
     };
     let mut batch = planner.next().await?;
     while !batch.is_empty() {
@@ -146,6 +146,7 @@ struct Planner<'a, 'b, P> {
     /// The file at the front of `files`, when some of its leaves went into an earlier batch.
     part: Option<(Arc<Target>, usize)>,
     pg_control: Option<Arc<Mutex<Vec<u8>>>>,
+    most_files: usize,
 }
 
 impl<P: Fn(u64, u64) + Send + Sync> Planner<'_, '_, P> {
@@ -159,7 +160,7 @@ impl<P: Fn(u64, u64) + Send + Sync> Planner<'_, '_, P> {
             };
             batch.files += 1;
             for (part, leaf) in file.leaves.iter().enumerate().skip(done) {
-                if batch.is_full() {
+                if batch.is_full(self.most_files) {
                     self.part = Some((target, part));
                     return Ok(batch);
                 }
@@ -174,7 +175,7 @@ impl<P: Fn(u64, u64) + Send + Sync> Planner<'_, '_, P> {
                     .plan(&mut batch, &target, &leaf, start, bytes)?;
             }
             self.files = later;
-            if batch.is_full() {
+            if batch.is_full(self.most_files) {
                 break;
             }
         }
@@ -190,6 +191,12 @@ impl<P: Fn(u64, u64) + Send + Sync> Planner<'_, '_, P> {
         let opened = self.trees.file(&file.path, file.bytes)?;
         Ok(Target::File(Mutex::new(opened)))
     }
+}
+
+/// Half of what the process may have open; `holdfast` raises that to what the system allows when it starts.
+fn batch_files() -> usize {
+    let may = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    may.map_or(8192, |may| (may / 2).clamp(64, 8192) as usize)
 }
 
 /// PostgreSQL's control file has 8 KiB; nothing larger is held in memory.
@@ -342,8 +349,8 @@ impl Batch {
         self.files == 0
     }
 
-    fn is_full(&self) -> bool {
-        self.files >= BATCH_FILES || self.pages >= BATCH_PAGES || self.pieces >= BATCH_PIECES
+    fn is_full(&self, most_files: usize) -> bool {
+        self.files >= most_files || self.pages >= BATCH_PAGES || self.pieces >= BATCH_PIECES
     }
 }
 

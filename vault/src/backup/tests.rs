@@ -4,8 +4,8 @@ mod compaction;
 mod courtesy;
 mod damage;
 mod differential;
+mod history;
 mod round_trip;
-mod sixty_days;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -2,6 +2,7 @@
 //! work was done, requests that hang, content that is damaged on its way, creates that overwrite.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -29,6 +30,8 @@ pub(crate) struct FaultyStore {
     pub damage: AtomicU32,
     /// Puts are never answered.
     pub hangs: AtomicBool,
+    /// What was read of which key, in order.
+    pub reads: Mutex<Vec<(String, Range<u64>)>>,
     /// Puts of keys that contain this fail for good.
     pub refuse_puts_of: Mutex<Option<&'static str>>,
 }
@@ -148,7 +151,13 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.may_fail()?;
-        self.inner.get_opts(location, options).await
+        let head = options.head;
+        let got = self.inner.get_opts(location, options).await?;
+        if !head {
+            let read = (location.to_string(), got.range.clone());
+            self.reads.lock().unwrap().push(read);
+        }
+        Ok(got)
     }
 
     fn delete_stream(
