@@ -38,12 +38,15 @@ fn noise_of(seed: u64, bytes: usize) -> Vec<u8> {
     noise
 }
 
+/// What a file holds, by the numbers of its pages, and the file.
+type Relation = (Vec<u64>, File);
+
 /// The data directory: of each relation the file, and what it holds. Copies share it: whoever backs up makes it say first
 /// what it needs.
 #[derive(Clone)]
 pub struct Disk {
     pub page: fn(u64) -> Vec<u8>,
-    relations: Arc<Mutex<BTreeMap<String, (Vec<u64>, File)>>>,
+    relations: Arc<Mutex<BTreeMap<String, Relation>>>,
 }
 
 impl Disk {
