@@ -270,6 +270,10 @@ fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
 }
 
 fn config() -> ProptestConfig {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "another history in each run, and its seed is printed"
+    )]
     let seed = number("HOLDFAST_HISTORY_SEED").unwrap_or_else(rand::random);
     eprintln!("HOLDFAST_HISTORY_SEED={seed}");
     ProptestConfig {
