@@ -227,7 +227,14 @@ impl Copied {
 impl Differential<'_> {
     async fn compare(&mut self, known: &Known, table: &str) -> Compared {
         let stream = known.server.stream().expect("it streams");
-        stream.flush().await.expect("durable");
+        // After a crash the stream's connections are gone, and it has to hear of it first.
+        let flushed = async {
+            while let Err(error) = stream.flush().await {
+                eprintln!("  {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(SOON, flushed).await.expect("durable");
         let base = self.base_index(known).await;
         let since = base.meta().start_lsn;
         let backup = BackupId::new();
